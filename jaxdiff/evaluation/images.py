@@ -1,0 +1,118 @@
+"""Pictures a person can look at: float images in [-1, 1] to 8-bit grids, and files that are whole or not there."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+TILE = 48  # pixels: a tile's longer side is enlarged to at least this
+PAPER, INK = 255, 40  # grey levels of the ground and the words
+
+
+def to_uint8(x: Any) -> np.ndarray:
+    """Floats in [-1, 1] of any shape to 0..255, clipped, rounded to the nearest level; uint8 passes through."""
+    x = np.asarray(x)
+    if x.dtype == np.uint8:
+        return x
+    if not np.isfinite(x).all():
+        raise ValueError(f"{int((~np.isfinite(x)).sum())} of {x.size} pixels are NaN or inf; allowed: [-1, 1]")
+    return np.rint((np.clip(x.astype(np.float64), -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def _captioned(grid: np.ndarray, row_tops: Sequence[int], row_height: int, rows: Sequence[str], title: str | None):
+    """Widen `grid` `[H, W, C]` by a left margin with one label a row and a top margin with the title."""
+    size = int(np.clip(row_height * 0.3, 12, 18))
+    font = ImageFont.load_default(size)
+    left = math.ceil(max((font.getlength(label) for label in rows), default=0)) + (size if rows else 0)
+    top = 2 * size if title else 0
+    width = max(grid.shape[1] + left, math.ceil(font.getlength(title or "")) + size)
+    page = Image.new("RGB" if grid.shape[2] == 3 else "L", (width, grid.shape[0] + top), (PAPER,) * grid.shape[2])
+    page.paste(Image.fromarray(grid if grid.shape[2] == 3 else grid[..., 0]), (left, top))
+    pen = ImageDraw.Draw(page)
+    ink = (INK,) * grid.shape[2]
+    for label, y in zip(rows, row_tops, strict=True) if rows else ():
+        pen.text((left - size // 2, top + y + row_height / 2), label, fill=ink, font=font, anchor="rm")
+    if title:
+        pen.text((width / 2, size), title, fill=ink, font=font, anchor="mm")
+    return np.asarray(page).reshape(page.height, page.width, grid.shape[2])
+
+
+def image_grid(
+    images: Any,
+    columns: int | None = None,
+    pad: int = 1,
+    scale: int | None = None,
+    row_labels: Sequence[str] = (),
+    title: str | None = None,
+) -> np.ndarray:
+    """Lay images out row by row on a white ground.
+
+    Args:
+      images: `[N, H, W, C]`, C 1 (grey) or 3, float in [-1, 1] or uint8.
+      columns: tiles in a row; the square root of N, rounded up, when left out.
+      pad: white pixels around every tile, counted before enlargement.
+      scale: whole factor of enlargement by nearest neighbour, `pad` included. Left out: the smallest that makes a tile
+        at least 48 pixels long, so that an 8x8 digit can be seen; larger images are not touched.
+      row_labels: one short text for each row, drawn in a margin on the left.
+      title: one line above the grid.
+
+    Returns: uint8 `[H', W', C]`; without texts H' = (rows (H + pad) + pad) scale.
+    """
+    tiles = to_uint8(images)
+    if tiles.ndim != 4 or tiles.shape[-1] not in (1, 3) or 0 in tiles.shape:
+        raise ValueError(f"images have shape {tiles.shape}; allowed: [N, H, W, 1] or [N, H, W, 3], at least one")
+    n, height, width, channels = tiles.shape
+    columns = min(n, math.ceil(math.sqrt(n)) if columns is None else columns)
+    scale = math.ceil(TILE / max(height, width)) if scale is None else scale
+    if columns < 1 or scale < 1 or pad < 0:
+        raise ValueError(f"columns={columns}, scale={scale}, pad={pad}; allowed: columns and scale from 1, pad from 0")
+    rows = math.ceil(n / columns)
+    if row_labels and len(row_labels) != rows:
+        raise ValueError(f"{len(row_labels)} row labels for {rows} rows; give one for each row")
+    grid = np.full((rows * (height + pad) + pad, columns * (width + pad) + pad, channels), PAPER, np.uint8)
+    for i, tile in enumerate(tiles):
+        y, x = pad + i // columns * (height + pad), pad + i % columns * (width + pad)
+        grid[y : y + height, x : x + width] = tile
+    grid = grid.repeat(scale, 0).repeat(scale, 1)
+    if not row_labels and not title:
+        return grid
+    tops = [(pad + row * (height + pad)) * scale for row in range(rows)]
+    return _captioned(grid, tops, height * scale, row_labels, title)
+
+
+def write_whole(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> Path:
+    """Call `write(file)` on a temporary neighbour, then rename it: a reader sees the old file or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            write(file)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def save_png(path: str | os.PathLike, array: Any) -> Path:
+    """Write `[H, W]`, `[H, W, 1]` or `[H, W, 3]`, uint8 or float in [-1, 1], as PNG, whole or not at all."""
+    pixels = to_uint8(array)
+    if pixels.ndim == 3 and pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[-1] != 3) or 0 in pixels.shape:
+        raise ValueError(
+            f"a picture has shape {np.shape(array)}; allowed: [H, W], [H, W, 1], [H, W, 3]; see image_grid"
+        )
+    return write_whole(path, lambda file: Image.fromarray(pixels).save(file, format="PNG"))
+
+
+def save_npz(path: str | os.PathLike, **arrays: Any) -> Path:
+    """Write named arrays as an .npz with their own dtypes and ranges, whole or not at all."""
+    held = {name: np.asarray(value) for name, value in arrays.items()}
+    return write_whole(path, lambda file: np.savez(file, **held))  # type: ignore[arg-type]
