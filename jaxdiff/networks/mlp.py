@@ -1,0 +1,61 @@
+"""The network of the 2-D toys: a residual multilayer perceptron on vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxdiff.networks.embeddings import ClassEmbedding, LatentMapping, TimeEmbedding, fourier
+from jaxdiff.networks.layers import at_least_float32, dense
+from jaxdiff.networks.slots import checked, per_example, spatial_input
+from jaxdiff.types import Array, Cond, Time
+
+
+class MLP(nn.Module):
+    """x [B, D], c_noise t [B], cond -> [B, out_channels] in float32 (float64 if `dtype` is).
+
+    `depth` residual blocks of `width`: h + Dense(dropout(SiLU(Dense(h) + Dense(embedding)))). `fourier_features` F > 0
+    adds F random Fourier features of x with frequencies of std `fourier_scale` (cycles per unit of x) beside x itself:
+    sharp modes are out of a plain perceptron's reach. `num_classes` reads `cond["label"]`, `latent_dim` reads
+    `cond["z"]` [B, latent_dim], `image` reads a known vector `cond["image"]` [B, any]. The last layer starts at zero.
+    """
+
+    out_channels: int = 2
+    width: int = 128
+    depth: int = 3
+    fourier_features: int = 0
+    fourier_scale: float = 1.0
+    time_embedding: str = "sinusoidal"
+    num_classes: int = 0
+    latent_dim: int = 0
+    image: bool = False
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, t: Time, cond: Cond = None, train: bool = False) -> Array:
+        if x.ndim != 2:
+            raise ValueError(f"MLP got x of shape {x.shape}; allowed: (B, D); use UNet for images")
+        given = checked(self, cond)
+        batch, kinds = x.shape[0], {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        time = TimeEmbedding(self.width, 2 * (self.width // 2), self.time_embedding, **kinds, name="time")
+        emb = time(per_example(t, batch, "t"))
+        if self.num_classes:
+            emb = emb + ClassEmbedding(self.num_classes, self.width, **kinds, name="class")(given.get("label"), batch)
+        if self.latent_dim:
+            emb = emb + LatentMapping(self.latent_dim, self.width, **kinds, name="latent")(given["z"])
+        emb = nn.silu(emb)
+
+        h = spatial_input(self, x, given)
+        if self.fourier_features:
+            h = jnp.concatenate([h, fourier(h, self.fourier_features, self.fourier_scale).astype(h.dtype)], axis=-1)
+        h = dense(self.width, **kinds, name="stem")(h)
+        for i in range(self.depth):
+            y = dense(self.width, **kinds, name=f"in_{i}")(h) + dense(self.width, **kinds, name=f"emb_{i}")(emb)
+            y = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(y))
+            h = h + dense(self.width, **kinds, name=f"out_{i}")(y)
+        wide = at_least_float32(self.dtype)
+        return dense(self.out_channels, zero=True, dtype=wide, param_dtype=self.param_dtype, name="head")(nn.silu(h))
