@@ -1,0 +1,44 @@
+"""A network, its parameters, a path and a parameterisation become a `Denoiser`: one function that predicts (x0, eps)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.sde.parameterizations import Parameterization
+from jaxdiff.types import Cond, Denoiser, Key, Params, Prediction, Tree
+
+
+def denoiser(
+    apply_fn: Callable[..., Tree],
+    params: Params,
+    path: Any,
+    parameterization: Parameterization,
+    stochastic: bool = False,
+) -> Denoiser:
+    """Bind a network to its path.
+
+    Args:
+      apply_fn: `(params, net_x, c_noise, cond) -> raw`; net_x as x_t `[B, ...]`, c_noise float32 `[B]`. With
+        `stochastic=True` it is given the key as a fifth argument (dropout, GAN latents).
+      params: the network's parameters.
+      path: a Path or a dict of paths.
+      parameterization: what raw means.
+
+    Returns:
+      `(key, x_t, t, cond=None) -> Prediction`; t is a scalar or `[B]`, the prediction has x_t's dtype, so that a bfloat16
+      network leaves float32 sampler states alone.
+    """
+
+    def denoise(key: Key, x_t: Tree, t: Any, cond: Cond = None) -> Prediction:
+        net_x, net_t = parameterization.inputs(path, x_t, t)
+        batch = jax.tree.leaves(x_t)[0].shape[:1]
+        net_t = jnp.broadcast_to(net_t, batch).astype(jnp.float32)
+        raw = apply_fn(params, net_x, net_t, cond, *((key,) if stochastic else ()))
+        raw = jax.tree.map(lambda r, x: r.astype(x.dtype), raw, x_t)
+        return parameterization.predict(path, raw, x_t, t)
+
+    return denoise

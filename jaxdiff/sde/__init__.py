@@ -1,0 +1,24 @@
+"""Forward processes and all that follows from them: paths, kernels, parameterisations, training times, grids."""
+
+from jaxdiff.sde import grids, parameterizations, times
+from jaxdiff.sde.kernels import (
+    diffusion,
+    drift,
+    log_snr,
+    perturb,
+    posterior,
+    prior,
+    prior_log_prob,
+    score,
+    time_at,
+    transition,
+    velocity,
+)
+from jaxdiff.sde.parameterizations import Parameterization, c_noise
+from jaxdiff.sde.paths import EDM, VE, VP, Cosine, Discrete, Flow, SubVP, cosine_betas, linear_betas
+
+__all__ = [
+    "EDM", "VE", "VP", "Cosine", "Discrete", "Flow", "Parameterization", "SubVP", "c_noise", "cosine_betas",
+    "diffusion", "drift", "grids", "linear_betas", "log_snr", "parameterizations", "perturb", "posterior", "prior",
+    "prior_log_prob", "score", "time_at", "times", "transition", "velocity",
+]

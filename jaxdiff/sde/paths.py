@@ -1,0 +1,257 @@
+"""Forward processes. Each is two scalar functions, `x_t = alpha(t) x_0 + sigma(t) eps`; kernels.py derives the rest.
+
+Paths are frozen dataclasses of floats: hashable, so a jitted function may take one as a static argument, and equal when
+their numbers are equal. A field may also be a traced array (a path that changes while training); then it is not checked
+and not static.
+
+`time_at` inverts the log signal-to-noise ratio where a closed form exists (kernels.time_at bisects otherwise), and
+`c_noise` is how a network is told the time (the default is 1000 t).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def _check(ok: Any, message: str) -> None:
+    """Refuse wrong constants; traced fields (no truth value yet) pass."""
+    if not isinstance(ok, jax.core.Tracer) and not bool(ok):
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class VP:
+    """Variance preserving, linear beta(t) (Song et al. 2021, eq. 32-33): log alpha = -B/2, sigma^2 = 1 - e^{-B}.
+
+    `beta_min`, `beta_max` are rates per unit of time, `B(t) = beta_min t + (beta_max - beta_min) t^2 / 2`, t in [0, 1].
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-5
+    t_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(
+            (self.beta_min >= 0) & (self.beta_max > self.beta_min),
+            f"VP got beta_min={self.beta_min}, beta_max={self.beta_max}; allowed: 0 <= beta_min < beta_max",
+        )
+
+    def integral(self, t: Any) -> Any:
+        """B(t), the integral of beta from 0 to t."""
+        t = jnp.asarray(t)
+        return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
+
+    def alpha(self, t: Any) -> Any:
+        return jnp.exp(-0.5 * self.integral(t))
+
+    def sigma(self, t: Any) -> Any:
+        return jnp.sqrt(-jnp.expm1(-self.integral(t)))
+
+    def _time_of_integral(self, b: Any) -> Any:
+        # the positive root of the quadratic B(t) = b, in the form that does not cancel for small b
+        return 2 * b / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * b))
+
+    def time_at(self, log_snr: Any) -> Any:
+        return self._time_of_integral(jax.nn.softplus(-jnp.asarray(log_snr)))  # e^{B} - 1 = 1/SNR
+
+
+@dataclass(frozen=True)
+class SubVP(VP):
+    """Sub-VP (Song et al. 2021, eq. 29): VP's alpha with sigma = 1 - e^{-B}, below VP's everywhere."""
+
+    def sigma(self, t: Any) -> Any:
+        return -jnp.expm1(-self.integral(t))
+
+    def time_at(self, log_snr: Any) -> Any:
+        return self._time_of_integral(2 * jnp.arcsinh(0.5 * jnp.exp(-0.5 * jnp.asarray(log_snr))))
+
+
+@dataclass(frozen=True)
+class VE:
+    """Variance exploding (Song et al. 2021, eq. 31): alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t, t in [0, 1].
+
+    Sigmas are in units of the data; data in [-1, 1] needs twice the values published for [0, 1].
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    t_min: float = 1e-5
+    t_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(
+            (self.sigma_min > 0) & (self.sigma_max > self.sigma_min),
+            f"VE got sigma_min={self.sigma_min}, sigma_max={self.sigma_max}; allowed: 0 < sigma_min < sigma_max",
+        )
+
+    def alpha(self, t: Any) -> Any:
+        return jnp.ones_like(jnp.asarray(t, float))
+
+    def sigma(self, t: Any) -> Any:
+        return self.sigma_min * jnp.exp(jnp.asarray(t) * jnp.log(self.sigma_max / self.sigma_min))
+
+    def time_at(self, log_snr: Any) -> Any:
+        return (-0.5 * jnp.asarray(log_snr) - jnp.log(self.sigma_min)) / jnp.log(self.sigma_max / self.sigma_min)
+
+    def c_noise(self, t: Any) -> Any:
+        return jnp.log(self.sigma(t)) / 4
+
+
+@dataclass(frozen=True)
+class EDM:
+    """alpha = 1, sigma = t (Karras et al. 2022, table 1): time is the noise level itself, in units of the data."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        _check(
+            (self.sigma_min > 0) & (self.sigma_max > self.sigma_min),
+            f"EDM got sigma_min={self.sigma_min}, sigma_max={self.sigma_max}; allowed: 0 < sigma_min < sigma_max",
+        )
+
+    @property
+    def t_min(self) -> float:
+        return self.sigma_min
+
+    @property
+    def t_max(self) -> float:
+        return self.sigma_max
+
+    def alpha(self, t: Any) -> Any:
+        return jnp.ones_like(jnp.asarray(t, float))
+
+    def sigma(self, t: Any) -> Any:
+        return jnp.asarray(t, float)
+
+    def time_at(self, log_snr: Any) -> Any:
+        return jnp.exp(-0.5 * jnp.asarray(log_snr))
+
+    def c_noise(self, t: Any) -> Any:
+        return jnp.log(jnp.asarray(t, float)) / 4
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Straight lines between data at t = 0 and noise at t = 1 (Lipman et al. 2023; Liu et al. 2023), alpha = 1 - t.
+
+    `t_max` stops at .999, because an eps prediction is undefined at alpha = 0; 1 is allowed for x0, v, velocity and edm
+    predictions with `ddim` and `heun`.
+    """
+
+    t_min: float = 1e-5
+    t_max: float = 0.999
+
+    def __post_init__(self) -> None:
+        _check(
+            (self.t_min > 0) & (self.t_max > self.t_min) & (self.t_max <= 1),
+            f"Flow got t_min={self.t_min}, t_max={self.t_max}; allowed: 0 < t_min < t_max <= 1",
+        )
+
+    def alpha(self, t: Any) -> Any:
+        return 1 - jnp.asarray(t, float)
+
+    def sigma(self, t: Any) -> Any:
+        return jnp.asarray(t, float)
+
+    def time_at(self, log_snr: Any) -> Any:
+        return jax.nn.sigmoid(-0.5 * jnp.asarray(log_snr))
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Cosine alpha-bar in continuous time (Nichol & Dhariwal 2021, eq. 17), normalised so that alpha(0) = 1.
+
+    `offset` is the paper's s; 0 gives alpha = cos(pi t / 2), sigma = sin(pi t / 2).
+    """
+
+    offset: float = 0.008
+    t_min: float = 1e-5
+    t_max: float = 0.999
+
+    def __post_init__(self) -> None:
+        _check(
+            (self.t_min > 0) & (self.t_max > self.t_min) & (self.t_max <= 1),
+            f"Cosine got t_min={self.t_min}, t_max={self.t_max}; allowed: 0 < t_min < t_max <= 1",
+        )
+
+    def _angles(self, t: Any) -> tuple[Any, float]:
+        start = self.offset / (1 + self.offset) * math.pi / 2
+        return (jnp.asarray(t, float) + self.offset) / (1 + self.offset) * math.pi / 2, start
+
+    def alpha(self, t: Any) -> Any:
+        angle, start = self._angles(t)
+        return jnp.cos(angle) / jnp.cos(start)
+
+    def sigma(self, t: Any) -> Any:
+        # 1 - alpha^2 as a product of sines: exact near t = 0, where the difference of squares would cancel
+        angle, start = self._angles(t)
+        return jnp.sqrt(jnp.sin(angle - start) * jnp.sin(angle + start)) / jnp.cos(start)
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """DDPM's chain (Ho et al. 2020): T betas, times 0 (data), 1, ..., T; between them log alpha-bar is interpolated.
+
+    `betas` is any sequence of numbers in (0, 1), kept as a tuple of floats. The network is told the 0-based index t - 1,
+    as public checkpoints are.
+    """
+
+    betas: tuple[float, ...] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        betas = np.asarray(self.betas, np.float64)
+        if betas.ndim != 1 or not len(betas) or not np.all((betas > 0) & (betas < 1)):
+            raise ValueError(f"Discrete got betas of shape {betas.shape}; allowed: a non-empty list of numbers in (0, 1)")
+        object.__setattr__(self, "betas", tuple(float(b) for b in betas))
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.betas)
+
+    @property
+    def t_min(self) -> float:
+        return 1.0
+
+    @property
+    def t_max(self) -> float:
+        return float(len(self.betas))
+
+    def log_alpha_bar(self, t: Any) -> Any:
+        """log of the product of (1 - beta_i) up to t, linear between whole times; 0 at t = 0."""
+        table = np.concatenate([[0.0], np.cumsum(np.log1p(-np.asarray(self.betas)))])
+        t = jnp.asarray(t, float)
+        return jnp.interp(t, jnp.arange(len(table), dtype=t.dtype), jnp.asarray(table, t.dtype))
+
+    def alpha(self, t: Any) -> Any:
+        return jnp.exp(0.5 * self.log_alpha_bar(t))
+
+    def sigma(self, t: Any) -> Any:
+        return jnp.sqrt(-jnp.expm1(self.log_alpha_bar(t)))
+
+    def c_noise(self, t: Any) -> Any:
+        return jnp.asarray(t, float) - 1
+
+
+def linear_betas(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> tuple[float, ...]:
+    """DDPM's linear schedule (Ho et al. 2020); the end points are scaled by 1000 / num_steps, as iDDPM does.
+
+    >>> linear_betas(1000)[0], linear_betas(1000)[-1]
+    (0.0001, 0.02)
+    """
+    scale = 1000 / num_steps
+    return tuple(float(b) for b in np.linspace(beta_start * scale, beta_end * scale, num_steps))
+
+
+def cosine_betas(num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> tuple[float, ...]:
+    """iDDPM's cosine schedule (Nichol & Dhariwal 2021, eq. 17): betas of the cosine alpha-bar, clipped at `max_beta`."""
+    t = np.arange(num_steps + 1, dtype=np.float64) / num_steps
+    bar = np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2
+    return tuple(float(b) for b in np.minimum(1 - bar[1:] / bar[:-1], max_beta))
