@@ -7,10 +7,13 @@
 (11,)
 """
 
-from jaxdiff import samplers, sde, types
+from jaxdiff import conditioning, guidance, losses, samplers, sde, types
 from jaxdiff.denoiser import denoiser
 from jaxdiff.sde import parameterizations
 from jaxdiff.types import Prediction
 from jaxdiff.version import __version__
 
-__all__ = ["Prediction", "__version__", "denoiser", "parameterizations", "samplers", "sde", "types"]
+__all__ = [
+    "Prediction", "__version__", "conditioning", "denoiser", "guidance", "losses", "parameterizations", "samplers", "sde",
+    "types",
+]

@@ -1,0 +1,8 @@
+"""Training losses, each a `LossFn`: `(params, state, key, batch, step) -> (scalar, Aux)`."""
+
+from jaxdiff.losses import weightings
+from jaxdiff.losses.classification import classification
+from jaxdiff.losses.denoising import denoising
+from jaxdiff.losses.variational import hybrid, variational_bound
+
+__all__ = ["classification", "denoising", "hybrid", "variational_bound", "weightings"]
