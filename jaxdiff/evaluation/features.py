@@ -114,26 +114,40 @@ def convert_weights(source: str | os.PathLike, target: str | os.PathLike) -> Pat
     return save_npz(target, **read_weights(source))
 
 
-def inception_features(weights: str | os.PathLike, output: str = "pool3", quantize: bool = True) -> FeatureFn:
-    """Inception-v3 (FID variant) as a jitted feature function; grey images are repeated to RGB.
+class InceptionOutputs(NamedTuple):
+    """`pool3` [B, 2048] is for FID, KID, precision and recall. `logits_unbiased` [B, 1008], without the last bias, is
+    what published Inception Scores were computed from; `logits` [B, 1008] have it."""
+
+    pool3: Array
+    logits: Array
+    logits_unbiased: Array
+
+
+def inception_outputs(weights: str | os.PathLike, quantize: bool = True) -> Callable[[Any], InceptionOutputs]:
+    """Inception-v3 (FID variant), jitted: images [-1, 1] `[B, H, W, 1 or 3]`, any size, to all outputs in one pass.
 
     Args:
       weights: see `read_weights`.
-      output: "pool3" [B, 2048] for FID, KID, precision and recall; "logits" [B, 1008]; "logits_unbiased", logits
-        without the last bias, which published Inception Scores were computed from.
       quantize: round pixels to 256 levels first, as saved images are: published FIDs are of 8-bit images.
     """
-    if output not in ("pool3", "logits", "logits_unbiased"):
-        raise ValueError(f"output is {output!r}; allowed: pool3, logits, logits_unbiased")
     params = params_from_state_dict(read_weights(weights))
 
     @jax.jit
     def run(params, images):
-        levels = (jnp.clip(to_rgb(images).astype(jnp.float32), -1, 1) + 1) * 127.5
-        pool3, logits = InceptionV3().apply({"params": params}, jnp.round(levels) if quantize else levels)
-        return {"pool3": pool3, "logits": logits, "logits_unbiased": logits - params["fc"]["bias"]}[output]
+        levels = (jnp.clip(images.astype(jnp.float32), -1, 1) + 1) * 127.5
+        outputs: Any = InceptionV3().apply({"params": params}, jnp.round(levels) if quantize else levels)
+        pool3, logits = outputs
+        return InceptionOutputs(pool3, logits, logits - params["fc"]["bias"][None])
 
-    return lambda images: run(params, images)
+    return lambda images: run(params, to_rgb(images))
+
+
+def inception_features(weights: str | os.PathLike, output: str = "pool3", quantize: bool = True) -> FeatureFn:
+    """One output of `inception_outputs` as a feature function; grey images are repeated to RGB."""
+    if output not in InceptionOutputs._fields:
+        raise ValueError(f"output is {output!r}; allowed: {', '.join(InceptionOutputs._fields)}")
+    run = inception_outputs(weights, quantize)
+    return lambda images: getattr(run(images), output)
 
 
 class Statistics(NamedTuple):

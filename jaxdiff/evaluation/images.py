@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 TILE = 48  # pixels: a tile's longer side is enlarged to at least this
-PAPER, INK = 255, 40  # grey levels of the ground and the words
+PAPER, INK = 224, 24  # grey levels of the ground and the words: light, yet white and black tiles both have an edge
 
 
 def to_uint8(x: Any) -> np.ndarray:
@@ -51,12 +51,12 @@ def image_grid(
     row_labels: Sequence[str] = (),
     title: str | None = None,
 ) -> np.ndarray:
-    """Lay images out row by row on a white ground.
+    """Lay images out row by row on a light grey ground.
 
     Args:
       images: `[N, H, W, C]`, C 1 (grey) or 3, float in [-1, 1] or uint8.
       columns: tiles in a row; the square root of N, rounded up, when left out.
-      pad: white pixels around every tile, counted before enlargement.
+      pad: pixels of ground around every tile, counted before enlargement.
       scale: whole factor of enlargement by nearest neighbour, `pad` included. Left out: the smallest that makes a tile
         at least 48 pixels long, so that an 8x8 digit can be seen; larger images are not touched.
       row_labels: one short text for each row, drawn in a margin on the left.

@@ -76,7 +76,8 @@ def point_report(
     real, fake = _points(real, "real points"), _points(fake, "fake points")
     if len(real) < 4:
         raise ValueError(f"{len(real)} real points; give at least 4, since half of them measure the floor")
-    real = real[np.random.default_rng(seed).permutation(len(real))]
+    rng = np.random.default_rng(seed)
+    real, fake = rng.permutation(real), rng.permutation(fake)  # rows; samples may come sorted by class
     half = len(real) // 2
     reference, fresh = real[:half], real[half:][: len(fake)]
     n = min(energy_points, half, len(fake))
@@ -103,22 +104,25 @@ def scatter_picture(
     """Real points on the left, samples on the right, on the same equal axes: uint8 `[H, W, 3]`, for `save_png`.
 
     Axes follow the real points. Samples beyond them are counted in their panel's title, never dropped unsaid. At most
-    `most` points of each are drawn, the first ones, as many on the left as on the right.
+    `most` points of each are drawn, picked at random, as many on the left as on the right.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only pictures need it
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    real, fake = _points(real, "real points"), _points(fake, "fake points")
+    rng = np.random.default_rng(0)
+    real, fake = rng.permutation(_points(real, "real points")), rng.permutation(_points(fake, "fake points"))
     n = min(most, len(real), len(fake))
     low, high = real.min(0), real.max(0)
     middle, reach = (low + high) / 2, 0.55 * max(float((high - low).max()), 1e-6)
-    figure = Figure(figsize=(9, 4.9), dpi=110, layout="constrained")
+    figure = Figure(figsize=(9, 5.1), dpi=110, layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.1))
     canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for panel, points, label, colour in zip(panels, (real[:n], fake[:n]), labels, ("#3b6ea5", "#c8553d"), strict=True):
         outside = int((~(np.abs(points - middle) <= reach).all(1)).sum())
         note = f", {outside:,} outside" if outside else ""
-        panel.scatter(*points.T, s=4, alpha=0.35, linewidths=0, color=colour)
+        size = float(np.clip(20_000 / n, 4, 25))  # few points are drawn large, many small enough to show density
+        panel.scatter(*points.T, s=size, alpha=0.4, linewidths=0, color=colour)
         panel.set(xlim=middle[0] + np.array([-reach, reach]), ylim=middle[1] + np.array([-reach, reach]))
         panel.set_aspect("equal")
         panel.set_title(f"{label} ({n:,} points{note})", fontsize=11)

@@ -1,0 +1,99 @@
+"""Grids pixel by pixel, and files that are whole or not there."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdiff.evaluation import image_grid, save_npz, save_png, to_uint8, write_whole
+
+
+def test_to_uint8_rounds_and_clips():
+    levels = np.arange(256)
+    np.testing.assert_array_equal(to_uint8(np.float32(levels / 127.5 - 1)), levels)
+    np.testing.assert_array_equal(to_uint8(np.array([-3.0, -1, 0, 1, 7])), [0, 0, 128, 255, 255])
+    kept = np.array([0, 1, 254], np.uint8)
+    assert to_uint8(kept) is kept
+    with pytest.raises(ValueError, match="1 of 2 pixels are NaN"):
+        to_uint8(np.array([np.nan, 0]))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("pad", "scale"), [(1, 1), (2, 3), (0, 2)])
+def test_grid_pixel_by_pixel(channels, pad, scale):
+    tiles = np.random.default_rng(0).integers(0, 255, (5, 4, 6, channels)).astype(np.uint8)
+    grid = image_grid(tiles, columns=3, pad=pad, scale=scale)
+    assert grid.shape == ((2 * (4 + pad) + pad) * scale, (3 * (6 + pad) + pad) * scale, channels)
+    white = np.ones(grid.shape[:2], bool)
+    for i in range(5):
+        for y in range(4):
+            for x in range(6):
+                top, left = (pad + i // 3 * (4 + pad) + y) * scale, (pad + i % 3 * (6 + pad) + x) * scale
+                assert (grid[top : top + scale, left : left + scale] == tiles[i, y, x]).all()
+                white[top : top + scale, left : left + scale] = False
+    assert (grid[white] == 224).all()
+
+
+def test_small_images_are_enlarged_and_large_ones_are_not():
+    assert image_grid(np.zeros((1, 8, 8, 1)), pad=0).shape == (48, 48, 1)
+    assert image_grid(np.zeros((1, 28, 28, 1)), pad=0).shape == (56, 56, 1)
+    assert image_grid(np.zeros((1, 64, 64, 3)), pad=0).shape == (64, 64, 3)
+    assert image_grid(np.zeros((10, 8, 8, 1)), pad=0, scale=1).shape == (24, 32, 1)  # four columns
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_words_leave_the_pixels_alone(channels):
+    tiles = np.random.default_rng(1).uniform(-1, 1, (6, 8, 8, channels))
+    bare = image_grid(tiles, columns=3)
+    page = image_grid(tiles, columns=3, row_labels=["one", "two"], title="six samples")
+    top, left = page.shape[0] - bare.shape[0], page.shape[1] - bare.shape[1]
+    assert top > 0
+    assert left > 0
+    np.testing.assert_array_equal(page[top:, left:], bare)
+    for words in (page[:top], page[top : top + 54, :left], page[top + 54 :, :left]):
+        assert words.min() < 100  # ink
+        assert (words == 224).mean() > 0.5
+    margin = page[top:, :left]
+    assert (margin[:, -2:] == 224).all()  # no letter touches a tile
+    wide = image_grid(tiles[:1], title="a title far wider than the only picture below it")
+    assert wide.shape[1] > 200
+
+
+def test_png_and_npz_round_trip(tmp_path):
+    for shape in ((5, 7), (5, 7, 1), (5, 7, 3)):
+        array = np.random.default_rng(2).integers(0, 256, shape).astype(np.uint8)
+        path = save_png(tmp_path / "new" / "picture.png", array)
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), array.squeeze())
+    samples = np.random.default_rng(3).normal(size=(4, 2)).astype(np.float32)
+    with np.load(save_npz(tmp_path / "samples.npz", samples=samples, label=np.arange(4))) as held:
+        np.testing.assert_array_equal(held["samples"], samples)
+        assert held["samples"].dtype == np.float32
+        assert sorted(held.files) == ["label", "samples"]
+    assert sorted(os.listdir(tmp_path)) == ["new", "samples.npz"]  # no temporary file is left
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "kept.txt"
+    path.write_text("old")
+
+    def breaks(file):
+        file.write(b"half of the new")
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        write_whole(path, breaks)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["kept.txt"]
+
+
+def test_wrong_pictures_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"shape \(4, 8, 8\); allowed: \[N, H, W, 1\]"):
+        image_grid(np.zeros((4, 8, 8)))
+    with pytest.raises(ValueError, match="3 row labels for 2 rows"):
+        image_grid(np.zeros((4, 8, 8, 1)), row_labels=["a", "b", "c"])
+    with pytest.raises(ValueError, match="columns=0"):
+        image_grid(np.zeros((4, 8, 8, 1)), columns=0)
+    with pytest.raises(ValueError, match="see image_grid"):
+        save_png(tmp_path / "x.png", np.zeros((2, 4, 4, 3)))
+    assert not os.listdir(tmp_path)
