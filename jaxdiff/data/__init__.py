@@ -1,0 +1,49 @@
+"""Data: sources of random-access records, what is done to a record, and batches whose only position is the step.
+
+The one home of grain and TFDS. `open_source` -> `pipeline` -> `batches(start_step)` -> `on_device`.
+"""
+
+from jaxdiff.data.arrays import arrays, digits, mnist5k, npz
+from jaxdiff.data.folder import folder
+from jaxdiff.data.pipeline import Pipeline, on_device, pipeline, preview
+from jaxdiff.data.preprocess import Preprocess, scale_dequantised, scale_exact, to_levels
+from jaxdiff.data.records import Columns, Records, Source, Subset
+from jaxdiff.data.sources import SourceInfo, list_sources, open_source, prepare
+from jaxdiff.data.tfds_source import tfds_source
+from jaxdiff.data.toys import (
+    gaussians25,
+    gaussians25_centres,
+    gaussians25_from_raw,
+    gaussians25_std,
+    gaussians25_to_raw,
+)
+
+__all__ = [
+    "Columns",
+    "Pipeline",
+    "Preprocess",
+    "Records",
+    "Source",
+    "SourceInfo",
+    "Subset",
+    "arrays",
+    "digits",
+    "folder",
+    "gaussians25",
+    "gaussians25_centres",
+    "gaussians25_from_raw",
+    "gaussians25_std",
+    "gaussians25_to_raw",
+    "list_sources",
+    "mnist5k",
+    "npz",
+    "on_device",
+    "open_source",
+    "pipeline",
+    "prepare",
+    "preview",
+    "scale_dequantised",
+    "scale_exact",
+    "tfds_source",
+    "to_levels",
+]
