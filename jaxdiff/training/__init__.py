@@ -1,0 +1,47 @@
+"""Training: states, steps, optimizers, checkpoints and the loop around them. The only home of optax and orbax.
+
+step = make_train_step([Update("net", loss, optimizer("adam", 2e-4).transform)], {"net": {"ema": Ema(0.9999)}})
+state = init_state({"net": params}, updates, averages, key)
+train(step, state, batches, "runs/one", steps=10_000)
+"""
+
+from jaxdiff.training.checkpoint import Checkpoints, read_meta, steps
+from jaxdiff.training.logs import Log
+from jaxdiff.training.loop import NonFiniteLoss, Outcome, train
+from jaxdiff.training.optimizers import Optimizer, learning_rate_schedule, optimizer
+from jaxdiff.training.parallel import data_mesh, replicate, shard_batch
+from jaxdiff.training.resume import Restored, broken, restore
+from jaxdiff.training.rundir import check_config, versions
+from jaxdiff.training.state import Ema, TrainState, power_gamma
+from jaxdiff.training.step import Metrics, TrainStep, Update, init_state, make_multi_step, make_train_step, update_names
+
+__all__ = [
+    "Checkpoints",
+    "Ema",
+    "Log",
+    "Metrics",
+    "NonFiniteLoss",
+    "Optimizer",
+    "Outcome",
+    "Restored",
+    "TrainState",
+    "TrainStep",
+    "Update",
+    "broken",
+    "check_config",
+    "data_mesh",
+    "init_state",
+    "learning_rate_schedule",
+    "make_multi_step",
+    "make_train_step",
+    "optimizer",
+    "power_gamma",
+    "read_meta",
+    "replicate",
+    "restore",
+    "shard_batch",
+    "steps",
+    "train",
+    "update_names",
+    "versions",
+]
