@@ -1,0 +1,221 @@
+"""From a config to objects: the data, the path, the network, the loss, the train step, the sampler.
+
+The only reader of configs beside tables.py (what a config may say), configfile.py (where it comes from), the command
+line and the launch scripts. Each function reads its own sections and returns an object of the library that a
+notebook could have made by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxdiff import conditioning, data, guidance, tables, training
+from jaxdiff.samplers import Sampler
+from jaxdiff.sde import Parameterization, parameterizations
+from jaxdiff.types import Array, Guidance, Key, Params
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16, "float64": jnp.float64}
+
+
+class Facts(NamedTuple):
+    """What the data tells every other part: shape of one example, classes (0: not conditioned), grey levels, kind."""
+
+    shape: tuple[int, ...]
+    num_classes: int
+    levels: int
+    kind: str
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def dim(self) -> int:
+        size = 1
+        for n in self.shape:
+            size *= n
+        return size
+
+
+def source(config: ConfigDict, split: str) -> data.Source:
+    """The records of one split: train, validation or test."""
+    return data.open_source(config.data.source, split, **dict(config.data.options))
+
+
+def facts(config: ConfigDict, records: data.Source) -> Facts:
+    """The example's shape after preprocessing, and what of the labels the network is told."""
+    part = config.data
+    shape = tuple(records.shape)
+    if records.kind == "image":
+        height, width, channels = shape
+        if part.size is not None:
+            height = width = part.size
+        shape = (height, width, part.channels or channels)
+    return Facts(shape, records.num_classes if config.condition.label else 0, records.levels, records.kind,
+                 records.class_names)
+
+
+def write_facts(workdir: Any, known: Facts) -> None:
+    """Keep the facts in the run directory, so that a run can be sampled where its data is not."""
+    folder = Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "data.json").write_text(json.dumps(known._asdict(), indent=2) + "\n")
+
+
+def facts_of_run(workdir: Any) -> Facts:
+    """The facts that `write_facts` kept."""
+    path = Path(workdir) / "data.json"
+    try:
+        held = json.loads(path.read_text())
+        return Facts(**{**held, "shape": tuple(held["shape"]), "class_names": tuple(held["class_names"])})
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no {path}; mend: train again, which writes it, or copy the whole run") from None
+    except (json.JSONDecodeError, TypeError, KeyError):
+        raise ValueError(f"{path} is not the facts of a data set; mend: train again, which writes it") from None
+
+
+def check_labels(label: Any, known: Facts) -> None:
+    """Refuse labels outside 0..num_classes (the last is "no class"), or any label for a run without classes."""
+    values = np.asarray(label)
+    if known.num_classes == 0:
+        raise ValueError("a label was given but this run has no classes; mend: leave it out")
+    wrong = (values < 0) | (values > known.num_classes) | (values % 1 != 0)
+    if wrong.any():
+        raise ValueError(f"label {values[wrong].flat[0]} is not a class of this run; allowed: whole numbers 0 to {known.num_classes - 1}")
+
+
+def preprocess(config: ConfigDict, known: Facts) -> data.Preprocess:
+    """What is done to a picture before the network sees it; nothing to points."""
+    part = config.data
+    if known.kind == "points":
+        return data.Preprocess()
+    shape = (known.shape[0], known.shape[1], known.shape[2])
+    return data.Preprocess(shape, part.resize, part.crop, part.resample, part.flip, part.scale)
+
+
+def pipeline(config: ConfigDict, records: data.Source, batch_size: int | None = None) -> data.Pipeline:
+    """Batches of examples, shuffled by the seed, this process's share of each."""
+    return data.pipeline(
+        records,
+        batch_size or config.data.batch_size,
+        config.seed,
+        preprocess=preprocess(config, facts(config, records)),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=config.data.num_threads,
+    )
+
+
+def path(config: ConfigDict) -> Any:
+    """The forward process."""
+    return tables.make(tables.PATHS, config.path, "path")
+
+
+def parameterization(config: ConfigDict) -> Parameterization:
+    """What the network predicts."""
+    part = dict(config.parameterization)
+    learned = part.pop("learned_variance")
+    made = tables.make(tables.PARAMETERIZATIONS, part, "parameterization")
+    return parameterizations.learned_variance(made) if learned else made
+
+
+def network(config: ConfigDict, known: Facts) -> Any:
+    """The network as a flax module, its class count and output channels taken from the data."""
+    part = dict(config.network)
+    for key in ("dtype", "param_dtype"):
+        if part[key] is not None:
+            part[key] = tables.pick(DTYPES, part[key], f"network.{key}")
+    extra: dict[str, Any] = {"num_classes": known.num_classes}
+    if part["kind"] != "classifier":
+        extra["out_channels"] = known.shape[-1] * (2 if config.parameterization.learned_variance else 1)
+    return tables.make(tables.NETWORKS, part, "network", "network", **extra)
+
+
+def apply(net: Any) -> Callable[..., Array]:
+    """`(params, x, c_noise, cond) -> raw`: the network as samplers and evaluations call it."""
+    return lambda params, x, t, cond: net.apply({"params": params}, x, t, cond)
+
+
+def apply_training(net: Any) -> Callable[..., Array]:
+    """`(params, x, c_noise, cond, key) -> raw`, with dropout drawn from the key."""
+    return lambda params, x, t, cond, key: net.apply({"params": params}, x, t, cond, train=True, rngs={"dropout": key})
+
+
+def init_params(config: ConfigDict, net: Any, known: Facts, key: Key) -> Params:
+    """Fresh parameters. They depend on the key and the config only, not on the batch size."""
+    x = jnp.zeros((2, *known.shape))
+    cond = {"label": jnp.zeros(2, jnp.int32)} if known.num_classes and config.network.kind != "classifier" else None
+    return jax.jit(lambda k: net.init(k, x, jnp.ones(2), cond)["params"])(key)
+
+
+def loss(config: ConfigDict, net: Any, known: Facts) -> tuple[str, Any]:
+    """`(network name, LossFn)`."""
+    extra: dict[str, Any] = {"apply_fn": apply_training(net), "stochastic": True}
+    if config.loss.kind == "classification":
+        clean = config.path.kind == "none"
+        extra |= {"apply_fn": lambda p, x, t, cond, key: net.apply(
+            {"params": p}, x, t, train=True, rngs={"dropout": key})}
+        extra |= {"path": None if clean else path(config), "draw_times": None if clean else draw_times(config)}
+        return "classifier", tables.make(tables.LOSSES, config.loss, "loss", "loss", **extra)
+    extra |= {"path": path(config), "parameterization": parameterization(config), "draw_times": draw_times(config)}
+    if known.num_classes and config.condition.drop > 0:
+        extra["draw_cond"] = conditioning.drop(config.condition.drop, known.num_classes)
+    if config.loss.kind == "hybrid":
+        extra["levels"] = known.levels or 256
+    else:
+        extra["weighting"] = tables.make(tables.WEIGHTINGS, config.weighting, "weighting")
+    return "denoiser", tables.make(tables.LOSSES, config.loss, "loss", "loss", **extra)
+
+
+def draw_times(config: ConfigDict) -> Any:
+    """The training-time draw."""
+    return tables.make(tables.TIMES, config.times, "times")
+
+
+class Training(NamedTuple):
+    """What the loop needs, and the optimizers' schedules for its log."""
+
+    step: training.TrainStep
+    state: training.TrainState
+    schedules: dict[str, Callable[[int], Any]]
+
+
+def train_step(config: ConfigDict, net: Any, known: Facts) -> Training:
+    """The train step and its first state."""
+    name, loss_fn = loss(config, net, known)
+    part = {key: value for key, value in config.optimizer.items() if value is not None}
+    optimizer = training.optimizer(**part, total_steps=config.train.steps)
+    updates = [training.Update(name, loss_fn, optimizer.transform)]
+    ema = training.Ema(**{key: value for key, value in config.ema.items() if value is not None},
+                       examples_per_step=config.data.batch_size)
+    k_params, k_run = jax.random.split(jax.random.key(config.seed))
+    params = {name: init_params(config, net, known, k_params)}
+    averages = {name: {"ema": ema}}
+    step = training.make_train_step(updates, averages, accumulate=config.train.accumulate)
+    return Training(step, training.init_state(params, updates, averages, k_run), {name: optimizer.schedule})
+
+
+def sampler(config: ConfigDict) -> Sampler:
+    """The sampler, with the grid that the config names in place of its natural one where it does."""
+    part = {key: value for key, value in config.sampler.items() if key not in ("num_steps", "guidance")}
+    made = tables.make(tables.SAMPLERS, part, "sampler")
+    if config.grid.kind == "natural":
+        return made
+    chosen = config.grid
+    return made._replace(
+        grid=lambda p, n: tables.make(tables.GRIDS, chosen, "grid", "grid", path=p, num_steps=n)
+    )
+
+
+def guide(scale: float, known: Facts) -> Guidance | None:
+    """Classifier-free guidance of a class-conditional model; None where there is nothing to guide."""
+    if known.num_classes == 0:
+        if scale != 1:
+            raise ValueError(f"guidance is {scale} but this run has no classes; mend: leave --guidance out")
+        return None
+    return guidance.classifier_free(scale, known.num_classes)

@@ -1,0 +1,113 @@
+"""Train what a config describes, in a run directory: the walk from records to checkpoints and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxdiff import build, data, evaluation, training
+from jaxdiff.run import Run
+from jaxdiff.types import Batch
+
+# keys that say how a run is watched, not what it is: they may differ when it is resumed
+MAY_CHANGE = (
+    "name", "sampler", "grid", "evaluate", "train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every",
+    "train.keep", "train.preview", "train.steps_per_dispatch", "data.num_threads", "data.options.data_dir",
+)
+
+
+def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.Outcome:
+    """Train up to `config.train.steps`, resuming by itself; everything goes to `workdir`.
+
+    Over several devices the batch is split and the parameters are replicated; over several processes each reads its
+    share. Raises as `jaxdiff.training.train` does.
+    """
+    saved = config.to_dict()
+    training.check_config(workdir, saved, MAY_CHANGE)
+    records = build.source(config, "train")
+    known = build.facts(config, records)
+    net = build.network(config, known)
+    parts = build.train_step(config, net, known)
+    pipe = build.pipeline(config, records)
+    build.write_facts(workdir, known)
+    mesh = training.data_mesh() if jax.device_count() > 1 else None
+
+    def batches(start: int) -> Iterator[Batch]:
+        for batch in pipe.batches(start):
+            yield batch if known.num_classes else {name: batch[name] for name in ("x", "index")}
+
+    return training.train(
+        parts.step,
+        parts.state,
+        batches if mesh is not None else lambda start: data.on_device(batches(start)),
+        workdir,
+        config.train.steps,
+        log_every=config.train.log_every,
+        eval_every=config.train.eval_every,
+        checkpoint_every=config.train.checkpoint_every,
+        keep=config.train.keep,
+        best_metric=config.train.best_metric,
+        best_mode=config.train.best_mode,
+        evaluate=_validation(config, net, known),
+        preview=_preview(config, net, known),
+        config=saved,
+        may_change=MAY_CHANGE,
+        schedules=parts.schedules,
+        examples_per_step=config.data.batch_size,
+        steps_per_dispatch=config.train.steps_per_dispatch,
+        mesh=mesh,
+        progress=progress,
+    )
+
+
+def _validation(config: ConfigDict, net: Any, known: build.Facts) -> Any:
+    """The loss of the averaged parameters on the validation split, where the source was told to keep one."""
+    if not dict(config.data.options).get("validation"):
+        if config.train.best_metric:
+            raise ValueError(f"train.best_metric is {config.train.best_metric!r} but there is no validation split; mend: "
+                             "--config.data.options.validation=0.1")
+        return None
+    name, loss = build.loss(config, net, known)
+    pipe = build.pipeline(config, build.source(config, "validation"))
+    run = jax.jit(lambda params, batch, key: loss({name: params}, {}, key, batch, 0)[1].metrics)
+    wanted = ("x", "index", "label") if known.num_classes else ("x", "index")
+
+    def evaluate(state: training.TrainState, step: int) -> dict[str, float]:
+        rows = []
+        for i, batch in enumerate(pipe.epoch()):
+            batch = {key: batch[key] for key in wanted}
+            rows.append((len(batch["x"]), run(state.ema[name]["ema"], batch, jax.random.fold_in(jax.random.key(0), i))))
+        total = sum(n for n, _ in rows)
+        return {key: float(sum(n * row[key] for n, row in rows) / total) for key in rows[0][1]}
+
+    return evaluate
+
+
+def _preview(config: ConfigDict, net: Any, known: build.Facts) -> Any:
+    """A picture of samples of the averaged parameters, classes in turn, the same noise at every evaluation."""
+    num = config.train.preview
+    if num == 0 or config.loss.kind == "classification":
+        return None
+    run = Run(config, None, build.path(config), known, net, 0)
+    draw = jax.jit(run.sampler(), static_argnums=3)
+    cond = {"label": jnp.arange(num) % known.num_classes} if known.num_classes else None
+    real = None if known.kind == "image" else np.asarray(data.preview(build.source(config, "test"), 5000)["x"])
+
+    def preview(state: training.TrainState, step: int) -> list[tuple[str, np.ndarray]]:
+        samples = draw(state.ema["denoiser"]["ema"], jax.random.key(config.seed), cond, num)
+        return [("samples", picture(np.asarray(samples), known, real))]
+
+    return preview
+
+
+def picture(samples: np.ndarray, known: build.Facts, real: np.ndarray | None = None) -> np.ndarray:
+    """Samples as a picture: a grid of images (a column a class, where there are up to 20), or real | samples as dots."""
+    if known.kind == "image":
+        columns = known.num_classes if 1 < known.num_classes <= 20 else None
+        return evaluation.image_grid(samples, columns)
+    return evaluation.scatter_picture(samples if real is None else real, samples)

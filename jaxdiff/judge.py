@@ -1,0 +1,78 @@
+"""The classifier that judges samples: an ordinary run of ours on the real images, trained once beside the run it judges.
+
+Its logits say whether a sample shows the class it was asked for; its features (the vector before the last layer) serve
+Frechet and kernel distances where no Inception weights are at hand. It sees training images only, and its accuracy on
+held-out ones bounds what it can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxdiff import build, configfile, evaluation, fit, tables, training
+from jaxdiff.run import Run, load_run
+from jaxdiff.types import Array
+
+
+class Judge(NamedTuple):
+    """`logits` and `features` take images float32 [-1, 1] `[B, H, W, C]`; `accuracy` is on `n` held-out images."""
+
+    logits: Callable[[Any], Array]
+    features: Callable[[Any], Array]
+    accuracy: float
+    n: int
+    name: str
+
+
+def classifier_config(data: ConfigDict, seed: int = 0, steps: int = 600) -> ConfigDict:
+    """The config of a classifier of clean images of `data` (a config's data section)."""
+    config = tables.base()
+    config.name, config.seed = "classifier", seed
+    config.data.update(data.to_dict())
+    config.condition.drop = 0.0
+    with config.ignore_type():
+        config.data.update({"batch_size": 128, "scale": "exact"})
+        config.path.kind = "none"
+        config.loss.kind = "classification"
+        config.loss.smoothing = 0.1
+        config.network.update({"kind": "classifier", "channels": 32, "channel_mult": (1, 2, 2), "num_blocks": 1,
+                               "attention_resolutions": (), "dropout": 0.2, "pool": "mean"})
+        config.optimizer.update({"kind": "adamw", "learning_rate": 2e-3, "warmup_steps": 50, "decay": "cosine",
+                                 "weight_decay": 0.05})
+        config.ema.decay = 0.99
+    config.train.update({"steps": steps, "log_every": 100, "eval_every": steps, "checkpoint_every": steps, "keep": 1})
+    return config
+
+
+def from_run(run: Run) -> Judge:
+    """A judge from a trained classifier; its accuracy is measured here, on the test split of its own data."""
+    if run.config.loss.kind != "classification":
+        raise ValueError(f"the run {run.config.name!r} is not a classifier; mend: train one with configs/classifier.py")
+    logits = jax.jit(lambda x: run.network.apply({"params": run.params}, x))
+    features = jax.jit(lambda x: run.network.apply({"params": run.params}, x, method="features"))
+    records = build.source(run.config, "test")
+    pipe = build.pipeline(run.config, records, batch_size=min(256, len(records)))
+    images, labels = zip(*((batch["x"], batch["label"]) for batch in pipe.epoch()), strict=True)
+    x, y = np.concatenate(images), np.concatenate(labels)
+    accuracy = evaluation.accuracy(evaluation.extract(logits, x), y)
+    return Judge(logits, features, accuracy, len(y), f"classifier of {run.config.data.source}, step {run.step}")
+
+
+def judge_of(config: ConfigDict, workdir: Any, progress: bool = True) -> Judge:
+    """The judge of a run: `evaluate.classifier` if the config names one, else one trained in `workdir`/classifier."""
+    if config.evaluate.classifier:
+        return from_run(load_run(config.evaluate.classifier))
+    home = Path(workdir) / "classifier"
+    steps = 600 if config.train.steps > 20 else 4  # a smoke run judges with a smoke classifier
+    wanted = classifier_config(config.data, config.seed, steps)
+    if not training.steps(home) or configfile.from_run(home).train.steps != steps:
+        if progress:
+            print(f"training a classifier of {config.data.source}, once, to judge samples with")
+        fit.train(wanted.lock(), home, progress)
+    return from_run(load_run(home))

@@ -1,0 +1,107 @@
+"""A run directory as pure functions: what other JAX code calls.
+
+    run = jd.load_run("runs/digits")
+    draw = jax.jit(run.sampler(num_steps=18), static_argnums=3)
+    images = draw(run.params, jax.random.key(0), {"label": jnp.arange(10)}, 10)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from jaxdiff import build, configfile, samplers, sde, tables, training
+from jaxdiff.denoiser import denoiser as make_denoiser
+from jaxdiff.samplers import Sampler
+from jaxdiff.types import Array, Cond, Denoiser, Guidance, Key, Params, Prediction
+
+Draw = Callable[..., Array]
+
+
+class Run(NamedTuple):
+    """A trained model: `config`, `params` of its network, `path`, `facts` of its data, `step` it was trained to."""
+
+    config: ConfigDict
+    params: Params
+    path: Any
+    facts: build.Facts
+    network: Any
+    step: int
+
+    def denoiser(self, params: Params, cond: Cond = None) -> Denoiser:
+        """`(key, x_t, t, cond) -> Prediction`; `cond` here is what it is told when the caller gives none."""
+        inner = make_denoiser(build.apply(self.network), params, self.path, build.parameterization(self.config))
+
+        def denoise(key: Key, x_t: Any, t: Any, now: Cond = None) -> Prediction:
+            return inner(key, x_t, t, cond if now is None else now)
+
+        return denoise
+
+    def sampler(
+        self,
+        num_steps: int | None = None,
+        sampler: Sampler | str | None = None,
+        guidance: Guidance | float | None = None,
+        grid: Callable[[Any, int], Array] | None = None,
+    ) -> Draw:
+        """A pure function `(params, key, cond, shape_or_num) -> images`, to be jitted, vmapped or exported.
+
+        Args:
+          num_steps: steps of the grid; the config's by default.
+          sampler: a Sampler, or the name of one with its default options; the config's by default.
+          guidance: a Guidance, or a classifier-free scale (1 is the plain conditional model); the config's by default.
+          grid: `(path, num_steps) -> times`; the sampler's natural grid, or the config's, by default.
+
+        In the returned function `shape_or_num` is static: a count of examples, or the whole shape `[B, ...]`. With cond
+        None a class-conditional run draws from all classes at once (the null label).
+        """
+        chosen = build.sampler(self.config) if sampler is None else sampler
+        if isinstance(chosen, str):
+            chosen = tables.make(tables.SAMPLERS, {"kind": chosen}, "sampler")
+        scale = self.config.sampler.guidance if guidance is None else guidance
+        wrap = scale if callable(scale) else build.guide(scale, self.facts)
+        steps = self.config.sampler.num_steps if num_steps is None else num_steps
+        times = (grid or chosen.grid)(self.path, steps)
+
+        def draw(params: Params, key: Key, cond: Cond, shape_or_num: int | tuple[int, ...]) -> Array:
+            shape = (shape_or_num, *self.facts.shape) if isinstance(shape_or_num, int) else tuple(shape_or_num)
+            told = self._told(cond, shape[0])
+            denoise = self.denoiser(params)
+            if wrap is not None and told is not None and cond is not None:
+                denoise = wrap(denoise)
+            k_prior, k_steps = jax.random.split(key)
+            x_T = sde.prior(self.path, k_prior, jax.ShapeDtypeStruct(shape, jnp.zeros(()).dtype))
+            return samplers.sample(chosen, denoise, self.path, times, k_steps, x_T, told)
+
+        return draw
+
+    def _told(self, cond: Cond, num: int) -> Cond:
+        if cond is None:
+            return {"label": jnp.full(num, self.facts.num_classes)} if self.facts.num_classes else None
+        label = cond.get("label")
+        if label is not None and not isinstance(label, jax.core.Tracer):
+            build.check_labels(label, self.facts)
+        return cond
+
+
+def load_run(workdir: Any, step: int | None = None, ema: bool = True) -> Run:
+    """Read a run directory.
+
+    Args:
+      workdir: the directory that was trained in.
+      step: a saved step; the newest complete checkpoint by default.
+      ema: the averaged parameters (default) or the raw ones.
+
+    Raises FileNotFoundError without a run or a whole checkpoint there, ValueError for one of another version.
+    """
+    config = configfile.from_run(workdir)
+    restored = training.restore(workdir, step, what="ema" if ema else "params")
+    name = "classifier" if config.loss.kind == "classification" else "denoiser"
+    params = restored.tree[name]["ema"] if ema else restored.tree[name]
+    known = build.facts_of_run(workdir)
+    path = None if config.path.kind == "none" else build.path(config)
+    return Run(config, params, path, known, build.network(config, known), restored.step)

@@ -1,0 +1,190 @@
+"""Score a run: draw samples, compare them with real data, and report every number with its sample size.
+
+Images are compared under the features of Inception (where the user has the weights) or of a classifier of the same data
+(judge.py); points under the mixture they come from. The reference is the training split, its statistics saved once in
+the run directory; the test split's own distance to it is printed beside ours as the floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff import build, data, evaluation
+from jaxdiff.evaluation import Statistics
+from jaxdiff.judge import Judge, judge_of
+from jaxdiff.losses import variational_bound
+from jaxdiff.run import Run
+from jaxdiff.samplers import bits_per_dim, log_likelihood
+from jaxdiff.types import Array
+
+IMAGE_METRICS = ("agreement", "frechet", "kid", "precision_recall", "inception_score")
+POINT_METRICS = ("points",)
+
+
+class Samples(NamedTuple):
+    """`x` float32 `[N, ...]` in the data's own units, and the labels they were asked for (None without classes)."""
+
+    x: np.ndarray
+    label: np.ndarray | None
+
+
+def balanced_labels(num: int, num_classes: int) -> np.ndarray:
+    """Every class as often as any other, to within one: 0, 1, ..., K - 1, 0, 1, ..."""
+    return np.arange(num, dtype=np.int32) % num_classes
+
+
+def draw(
+    run: Run, num: int, seed: int = 0, label: np.ndarray | None = None, batch_size: int = 250, **how: Any
+) -> Samples:
+    """`num` samples in batches of one compiled size; `how` goes to `run.sampler`. Sample i depends on seed and i's batch."""
+    if num < 1 or batch_size < 1:
+        raise ValueError(f"num is {num}, batch_size {batch_size}; allowed: 1 or more")
+    if label is None and run.facts.num_classes:
+        label = balanced_labels(num, run.facts.num_classes)
+    if label is not None:
+        build.check_labels(label, run.facts)
+    size = min(batch_size, num)
+    sampler = jax.jit(run.sampler(**how), static_argnums=3)
+    found = []
+    for i, start in enumerate(range(0, num, size)):
+        cond = None
+        if label is not None:
+            part = np.resize(label[start : start + size], size)  # the last batch is filled up, and cut below
+            cond = {"label": jnp.asarray(part, jnp.int32)}
+        found.append(np.asarray(sampler(run.params, jax.random.fold_in(jax.random.key(seed), i), cond, size)))
+    return Samples(np.concatenate(found)[:num], label)
+
+
+def real_examples(run: Run, split: str, num: int | None = None) -> dict[str, np.ndarray]:
+    """Preprocessed examples of a split: all of them, or `num` spread evenly over it."""
+    records = build.source(run.config, split)
+    num = len(records) if num is None else num
+    return data.preview(records, num, preprocess=build.preprocess(run.config, run.facts))
+
+
+def score(
+    run: Run, workdir: Any, num: int | None = None, metrics: Sequence[str] = (), seed: int = 0, progress: bool = True, **how: Any
+) -> tuple[dict[str, Any], Samples]:
+    """`(numbers by name, the samples)`. `metrics` picks from IMAGE_METRICS or POINT_METRICS; () is all that suit."""
+    part = run.config.evaluate
+    allowed = POINT_METRICS if run.facts.kind == "points" else IMAGE_METRICS
+    if run.facts.kind == "image" and not run.facts.num_classes:
+        allowed = tuple(name for name in allowed if name != "agreement")
+    wanted = tuple(metrics) or tuple(part.metrics) or allowed
+    for name in wanted:
+        if name not in allowed:
+            raise ValueError(f"metric is {name!r}; allowed for this run: {', '.join(allowed)}")
+    samples = draw(run, part.num if num is None else num, seed, batch_size=part.batch_size, **how)
+    if run.facts.kind == "points":
+        return _score_points(run, samples), samples
+    return _score_images(run, Path(workdir), samples, wanted, progress), samples
+
+
+def _score_points(run: Run, samples: Samples) -> dict[str, Any]:
+    options = dict(run.config.data.options)
+    scale = options.get("scale", "raw")
+    if run.config.data.source != "gaussians25":
+        raise ValueError(f"points of {run.config.data.source!r} have no known modes; allowed: gaussians25")
+    real = real_examples(run, "test")["x"]
+    return evaluation.point_report(real, samples.x, data.gaussians25_centres(scale), data.gaussians25_std(scale))
+
+
+def _score_images(run: Run, workdir: Path, samples: Samples, wanted: Sequence[str], progress: bool) -> dict[str, Any]:
+    part, found = run.config.evaluate, {}
+    judge: Judge | None = None
+    if run.facts.num_classes or not part.inception:
+        judge = judge_of(run.config, workdir, progress)
+        found |= {"classifier_accuracy": judge.accuracy, "classifier_n": judge.n}
+    if part.inception:
+        name, features = "inception pool3", evaluation.inception_features(part.inception)
+        logits: Callable[[Any], Array] = evaluation.inception_features(part.inception, "logits_unbiased")
+    else:
+        assert judge is not None
+        name, features, logits = judge.name, judge.features, judge.logits
+    if "agreement" in wanted:
+        assert judge is not None
+        agreement = evaluation.class_agreement(judge.logits, samples.x, samples.label)
+        found |= {"agreement": agreement["agreement"], "agreement_n": agreement["n"]}
+        found["agreement_per_class"] = agreement["per_class"]
+    if {"frechet", "kid", "precision_recall"} & set(wanted):
+        reference = _reference(run, workdir / "reference.npz", name, features)
+        fake = evaluation.statistics_of(name, evaluation.extract(features, samples.x))
+        found |= _distances(reference, fake, wanted)
+        if "frechet" in wanted:
+            held_out = evaluation.moments_of(evaluation.extract(features, real_examples(run, "test")["x"]))
+            found["frechet_floor"] = evaluation.frechet_distance(reference.moments, held_out).value
+            found["frechet_floor_n"] = held_out.n
+        found["features"] = name
+    if "inception_score" in wanted:
+        result = evaluation.inception_score(evaluation.extract(logits, samples.x))
+        found |= {f"inception_score_{key}" if key != "value" else "inception_score": v for key, v in result._asdict().items()}
+    return found
+
+
+def _reference(run: Run, path: Path, name: str, features: Callable[[Any], Array]) -> Statistics:
+    """The training split's statistics, read if they are of these features, else measured and saved."""
+    try:
+        return evaluation.load_statistics(path, name)
+    except (FileNotFoundError, ValueError):
+        real = real_examples(run, "train")["x"]
+        measured = evaluation.statistics_of(name, evaluation.extract(features, real))
+        evaluation.save_statistics(path, measured)
+        return measured
+
+
+def _distances(reference: Statistics, fake: Statistics, wanted: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {"n_real": reference.moments.n, "n_fake": fake.moments.n}
+    assert reference.features is not None and fake.features is not None
+    if "frechet" in wanted:
+        found["frechet"] = evaluation.frechet_distance(reference.moments, fake.moments).value
+    if "kid" in wanted:
+        result = evaluation.kid(reference.features, fake.features)
+        found |= {"kid": result.mean, "kid_std": result.std}
+    if "precision_recall" in wanted:
+        pair = evaluation.precision_recall(reference.features, fake.features)
+        found |= {"precision": pair.precision, "recall": pair.recall}
+    return found
+
+
+def likelihood(run: Run, num: int | None = None, seed: int = 0, trace: str = "exact", probes: int = 1) -> dict[str, Any]:
+    """Mean negative log-likelihood of the test split.
+
+    A Discrete run: the variational bound in bits/dim. Others: the probability-flow ODE, of images dequantised with one
+    uniform draw, in bits/dim; of points, in nats.
+    """
+    config, known = run.config.copy_and_resolve_references(), run.facts
+    bound = hasattr(run.path, "betas")
+    if known.kind == "image" and not bound:
+        config.data.scale = "dequantise" if known.levels else "exact"
+    records = build.source(config, "test")
+    num = len(records) if num is None else min(num, len(records))
+    batch = data.preview(records, num, preprocess=build.preprocess(config, known), seed=seed)
+    denoise, key = run.denoiser(run.params), jax.random.key(seed)
+    variance = "learned" if config.parameterization.learned_variance else "small"
+
+    @jax.jit
+    def per_example(x: Array, cond: Any) -> Array:
+        if bound:
+            return variational_bound(denoise, run.path, x, key, known.levels, variance, cond).total
+        log_p = log_likelihood(denoise, run.path, x, key, cond, trace=trace, num_probes=probes)
+        return bits_per_dim(log_p, known.dim, known.levels) if known.levels else -log_p
+
+    values = []
+    for start in range(0, num, config.evaluate.batch_size):
+        part = slice(start, start + config.evaluate.batch_size)
+        cond = {"label": jnp.asarray(batch["label"][part])} if known.num_classes else None
+        values.append(np.asarray(per_example(jnp.asarray(batch["x"][part]), cond)))
+    all_ = np.concatenate(values)
+    return {
+        "value": float(all_.mean()),
+        "standard_error": float(all_.std(ddof=1) / np.sqrt(len(all_))) if len(all_) > 1 else float("nan"),
+        "unit": "bits/dim" if known.levels or bound else "nats",
+        "kind": "variational bound" if bound else f"probability-flow ODE, {trace} trace",
+        "n": len(all_),
+    }

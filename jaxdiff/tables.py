@@ -1,0 +1,165 @@
+"""Plain dict tables: the words that a config may use, and the function that each word calls.
+
+A section of a config is `kind` plus the parameters of every row of its table; a parameter left at None takes the
+function's own default, and one that the chosen kind does not take is refused by name. So every option of every function
+here is reachable from a config and from `--config.section.option=value`, and a new method is one row.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxdiff import losses, networks, samplers, sde, training
+from jaxdiff.losses import weightings
+from jaxdiff.sde import grids, parameterizations, times
+
+Table = Mapping[str, Callable[..., Any]]
+
+
+def _discrete(schedule: str = "linear", num_steps: int = 1000) -> sde.Discrete:
+    """A Discrete path from the name of its beta schedule."""
+    schedules = {"linear": sde.linear_betas, "cosine": sde.cosine_betas}
+    if schedule not in schedules:
+        raise ValueError(f"path.schedule is {schedule!r}; allowed: {', '.join(schedules)}")
+    return sde.Discrete(schedules[schedule](num_steps))
+
+
+def _predictor_corrector(
+    snr: float = 0.16, corrector_steps: int = 1, predictor: str = "reverse_diffusion"
+) -> samplers.Sampler:
+    """Langevin, then a predictor of the reverse SDE."""
+    predictors = {"reverse_diffusion": samplers.reverse_diffusion, "euler_maruyama": samplers.euler_maruyama,
+                  "ancestral": samplers.ancestral}
+    if predictor not in predictors:
+        raise ValueError(f"sampler.predictor is {predictor!r}; allowed: {', '.join(predictors)}")
+    return samplers.chain(samplers.langevin(snr, corrector_steps), predictors[predictor]())
+
+
+PATHS: Table = {
+    "vp": sde.VP, "subvp": sde.SubVP, "ve": sde.VE, "edm": sde.EDM, "flow": sde.Flow, "cosine": sde.Cosine,
+    "discrete": _discrete,
+}
+PARAMETERIZATIONS: Table = {
+    "eps": parameterizations.eps, "x0": parameterizations.x0, "v": parameterizations.v,
+    "velocity": parameterizations.velocity, "edm": parameterizations.edm,
+}
+TIMES: Table = {
+    "uniform": times.uniform, "low_discrepancy": times.low_discrepancy, "lognormal": times.lognormal,
+    "logit_normal": times.logit_normal, "discrete": times.discrete,
+}
+WEIGHTINGS: Table = {
+    "simple": weightings.simple, "likelihood": weightings.likelihood, "edm": weightings.edm,
+    "min_snr": weightings.min_snr, "sigmoid": weightings.sigmoid, "p2": weightings.p2,
+}
+NETWORKS: Table = {"unet": networks.UNet, "mlp": networks.MLP, "classifier": networks.Classifier}
+LOSSES: Table = {"denoising": losses.denoising, "hybrid": losses.hybrid, "classification": losses.classification}
+SAMPLERS: Table = {
+    "ancestral": samplers.ancestral, "ddim": samplers.ddim, "euler_maruyama": samplers.euler_maruyama,
+    "reverse_diffusion": samplers.reverse_diffusion, "predictor_corrector": _predictor_corrector,
+    "heun": samplers.heun, "dpm_solver": samplers.dpm_solver, "unipc": samplers.unipc,
+}
+GRIDS: Table = {
+    "uniform": grids.uniform, "karras": grids.karras, "log_snr": grids.log_snr, "discrete": grids.discrete,
+}
+
+# what `build` fills in itself, so that no config repeats what the data or another section already says
+DERIVED = {
+    "network": ("num_classes", "out_channels", "name", "parent"),
+    "loss": ("apply_fn", "path", "parameterization", "draw_times", "weighting", "draw_cond", "stochastic", "network",
+             "levels", "augment"),
+    "grid": ("path", "num_steps"),
+    "optimizer": ("total_steps",),
+    "ema": ("examples_per_step",),
+}
+
+
+def _parameters(fn: Callable[..., Any], derived: tuple[str, ...] = ()) -> list[str]:
+    return [name for name in inspect.signature(fn).parameters if name not in derived]
+
+
+def section(table: Table, kind: str, derived: str = "", **values: Any) -> ConfigDict:
+    """A config section: `kind` and every parameter that any row takes, None unless given."""
+    skip = DERIVED.get(derived, ())
+    names = {name for fn in table.values() for name in _parameters(fn, skip)}
+    return ConfigDict({"kind": kind, **dict.fromkeys(sorted(names)), **values}, convert_dict=True)
+
+
+def options(fn: Callable[..., Any], derived: str = "", **values: Any) -> ConfigDict:
+    """A config section without kinds: one function's parameters, None unless given."""
+    return ConfigDict({**dict.fromkeys(_parameters(fn, DERIVED.get(derived, ()))), **values})
+
+
+def make(table: Table, part: Mapping[str, Any], name: str, derived: str = "", **extra: Any) -> Any:
+    """Call the row that `part["kind"]` names with the section's given parameters and `extra`."""
+    kind = part["kind"]
+    fn = pick(table, kind, f"{name}.kind")
+    given = {key: value for key, value in part.items() if key != "kind" and value is not None}
+    allowed = _parameters(fn, DERIVED.get(derived, ()))
+    for key in given:
+        if key not in allowed:
+            raise ValueError(f"{name}.{key} is not an option of kind {kind!r}; allowed: {', '.join(allowed) or 'none'}")
+    return fn(**{key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}, **extra)
+
+
+def pick(table: Mapping[str, Any], word: str, name: str) -> Any:
+    """A table's row, or one line that lists the rows."""
+    if word not in table:
+        raise ValueError(f"{name} is {word!r}; allowed: {', '.join(table)}")
+    return table[word]
+
+
+def base() -> ConfigDict:
+    """Every key of a config with its default. Configs start from this and change what their method needs."""
+    return ConfigDict(
+        {
+            "name": "jaxdiff",
+            "seed": 0,
+            "data": {
+                "source": "digits",  # see `jaxdiff data list`
+                "options": {},  # of the source itself, e.g. scale for gaussians25, data_dir for tfds
+                "size": None,  # side in pixels; None keeps the source's own
+                "channels": None,  # 1 grey, 3 RGB; None keeps the source's own
+                "resize": None,  # shorter side before cropping; None just covers the size
+                "resample": "bicubic",
+                "crop": "center",
+                "flip": False,  # mirror half of the examples
+                "scale": "exact",  # grey levels to [-1, 1]: "exact" 2k/(levels-1)-1, "dequantise" 2(k+u)/levels-1
+                "batch_size": 128,  # over all processes
+                "num_threads": None,  # that read ahead
+            },
+            "condition": {"label": True, "drop": 0.1},  # drop: share of labels hidden, for classifier-free guidance
+            "path": section(PATHS, "edm"),
+            "parameterization": section(PARAMETERIZATIONS, "edm", learned_variance=False),
+            "times": section(TIMES, "lognormal"),
+            "weighting": section(WEIGHTINGS, "simple"),
+            "loss": section(LOSSES, "denoising", "loss"),
+            "network": section(NETWORKS, "unet", "network"),
+            "optimizer": options(training.optimizer, "optimizer", kind="adam", learning_rate=2e-4, clip=1.0),
+            "ema": options(training.Ema, "ema", decay=0.999, warmup=True),
+            "sampler": {**section(SAMPLERS, "heun"), "num_steps": 18, "guidance": 1.0},
+            "grid": section({**GRIDS, "natural": lambda: None}, "natural", "grid"),
+            "train": {
+                "steps": 1000,
+                "log_every": 50,
+                "eval_every": 500,
+                "checkpoint_every": 500,
+                "keep": 3,
+                "best_metric": None,
+                "best_mode": "min",
+                "accumulate": 1,
+                "steps_per_dispatch": 1,
+                "preview": 64,  # samples in the picture of each evaluation
+            },
+            "evaluate": {
+                "num": 500,
+                "batch_size": 250,
+                "metrics": (),  # () is every metric that suits the data
+                "classifier": None,  # a run directory; None trains one beside this run, once
+                "inception": None,  # a file of FID Inception weights
+            },
+        }
+    )
