@@ -47,5 +47,15 @@ def shard_batch(batch: Batch, mesh: Mesh, axis: int = 0) -> Batch:
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
-    """The same values on every device of the mesh; every process must bring the same ones."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """The same values on every device of the mesh; every process must bring the same ones, and nobody compares."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def place(x: Any) -> jax.Array:
+        if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
+
+    return jax.tree.map(place, tree)

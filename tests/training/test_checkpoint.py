@@ -110,6 +110,8 @@ def test_half_written_is_passed_over(copy, trained, caplog, harm):
     assert broken(copy, 6) and broken(copy, 3) is None
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its reader threads die untidily
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_damage_that_keeps_the_size_is_passed_over(copy, caplog):
     """Bytes changed in place: the storage layer's own checksums see it."""
     path = copy / "checkpoints" / "6" / "params" / "manifest.ocdbt"

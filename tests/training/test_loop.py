@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -261,3 +262,24 @@ def test_kill_9_loses_at_most_the_steps_since_the_last_save(tmp_path):
     outcome = run(tmp_path, left + 23, config={"seed": 0})
     toy.same(outcome.state, uninterrupted(left + 23))
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if "tmp" in p.name] == []
+
+
+def test_two_processes_are_one(tmp_path):
+    """Two processes of two devices each, saving and resuming together, equal one process without a mesh."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    words = lambda i: [sys.executable, "-m", "tests.training.peer", str(i), port, str(tmp_path)]
+    peers = [subprocess.Popen(words(i), cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) for i in range(2)]
+    try:
+        said = [peer.communicate(timeout=90)[0] for peer in peers]
+    finally:
+        for peer in peers:
+            peer.kill()
+    assert [peer.returncode for peer in peers] == [0, 0]
+    for words in said:
+        got = [float(word) for word in words.splitlines()[-1].split()]
+        np.testing.assert_allclose(got, uninterrupted(6).params["net"]["w"], rtol=1e-5)
+    assert [r["step"] for r in rows(tmp_path)] == [2, 3, 4, 6]
+    assert steps(tmp_path) == [3, 6]
