@@ -49,3 +49,31 @@ def through(path, denoise, parameterization):
 
 def marginal_std(path, std, t):
     return jnp.sqrt(path.alpha(t) ** 2 * std**2 + path.sigma(t) ** 2)
+
+
+class AnyPath:
+    """A path chosen by a traced number, so that one compiled sampler can be run on every path."""
+
+    def __init__(self, paths, number):
+        self.paths, self.number = tuple(paths), number
+
+    def _choose(self, name, value):
+        return jax.lax.switch(self.number, [getattr(path, name) for path in self.paths], value)
+
+    def alpha(self, t):
+        return self._choose("alpha", t)
+
+    def sigma(self, t):
+        return self._choose("sigma", t)
+
+    def time_at(self, log_snr):
+        inverses = [lambda value, path=path: jd.sde.time_at(path, value) for path in self.paths]
+        return jax.lax.switch(self.number, inverses, log_snr)
+
+    @property
+    def t_max(self):
+        return jnp.asarray([path.t_max for path in self.paths])[self.number]
+
+    @property
+    def t_min(self):
+        return jnp.asarray([path.t_min for path in self.paths])[self.number]

@@ -1,14 +1,16 @@
-"""Samplers: one idea a file, all driven by `sample`.
+"""Samplers: one idea a file, all driven by `sample`. Each knows the grid that suits it, `sampler.grid(path, num_steps)`.
 
-| sampler | order | network calls for N steps | natural grid |
+| sampler | order | network calls for N steps | grid |
 |---|---|---|---|
-| ancestral(variance) | SDE, weak 1 | N | the chain's times, or uniform |
-| ddim(eta) | 1 | N | the chain's times, or uniform |
-| euler_maruyama(), reverse_diffusion() | SDE, weak 1 | N | uniform |
+| ancestral(variance) | SDE, weak 1 | N | natural |
+| ddim(eta) | 1 | N | natural |
+| euler_maruyama(), reverse_diffusion() | SDE, weak 1 | N | natural |
 | chain(langevin(snr), predictor) | SDE, corrected | 2 N | the predictor's |
 | heun(churn) | 2 | 2 N - 1 | karras |
 | dpm_solver(order, sde) | 2 | N | log-SNR |
 | unipc(order) | order + 1 | N | log-SNR |
+
+"natural" is the path's own clock: a Discrete path's times, equal steps on [0, 1], Karras' grid on EDM (sde/grids.py).
 """
 
 from jaxdiff.samplers.ancestral import ancestral

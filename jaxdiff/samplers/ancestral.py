@@ -16,15 +16,10 @@ import jax.numpy as jnp
 from jaxdiff.samplers.base import Model, Sampler, State, start
 from jaxdiff.sde import grids
 from jaxdiff.sde.kernels import posterior, transition_coefficients
-from jaxdiff.trees import clock, expand, noise_like, over
+from jaxdiff.trees import expand, noise_like, over
 from jaxdiff.types import Array, Key, Path
 
 VARIANCES = ("small", "large", "learned")
-
-
-def natural_grid(path: Any, num_steps: int) -> Array:
-    """The chain's own times where there are any, else equal steps in t."""
-    return grids.discrete(path, num_steps) if hasattr(clock(path), "num_steps") else grids.uniform(path, num_steps)
 
 
 def reverse_std(variance: str, path: Any, small: Any, var_mix: Any, t: Any, s: Any) -> Any:
@@ -63,4 +58,4 @@ def ancestral(variance: str = "small") -> Sampler:
         x = over(lambda _, m, d, z: m + d * z, path, mean, std, noise)
         return state._replace(x=x, mean=mean)
 
-    return Sampler(start, step, natural_grid)
+    return Sampler(start, step, grids.natural)

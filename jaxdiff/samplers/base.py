@@ -28,7 +28,7 @@ class State(NamedTuple):
 
     x: Tree
     mean: Tree
-    index: Array
+    index: Array  # type: ignore[assignment]  # a tuple's own `index` method is not missed
     memory: Any = ()
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxdiff.samplers.ancestral import natural_grid
 from jaxdiff.samplers.base import Model, Sampler, State, start
+from jaxdiff.sde import grids
 from jaxdiff.sde.kernels import posterior
 from jaxdiff.trees import expand, noise_like, over
 from jaxdiff.types import Array, Key, Path
@@ -45,4 +45,4 @@ def ddim(eta: float = 0.0) -> Sampler:
         x = over(lambda _, m, d, z: m + eta * d * z, path, mean, std, noise_like(key, mean))
         return state._replace(x=x, mean=mean)
 
-    return Sampler(start, step, natural_grid)
+    return Sampler(start, step, grids.natural)

@@ -44,7 +44,7 @@ def langevin(snr: float = 0.16, num_steps: int = 1, per_example: bool = False) -
             mean, x = (over(lambda _, pair, k=k: pair[k], path, both) for k in (0, 1))
         return state._replace(x=x, mean=mean)
 
-    return Sampler(start, step, grids.uniform, lambda n: n * num_steps)
+    return Sampler(start, step, grids.natural, lambda n: n * num_steps)
 
 
 @cache

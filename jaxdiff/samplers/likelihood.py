@@ -10,7 +10,7 @@ finite t_max it differs from the data's by about alpha_T mean z / sigma_T. For 8
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import diffrax
@@ -58,6 +58,20 @@ def _hutchinson(field: Callable[[Array], Array], x: Array, probes: Array) -> tup
     return value, dots.mean(0)
 
 
+def _ascending(grid: Array, path: Any) -> Array:
+    """A fixed grid in the direction of the solve; its values are checked where they are known (not under a trace)."""
+    times = as_time(grid)
+    allowed = f"allowed: [N + 1] distinct times from {path.t_min} or later to t_max = {path.t_max}, N >= 1"
+    if times.ndim != 1 or times.shape[0] < 2:
+        raise ValueError(f"grid has shape {times.shape}; {allowed}")
+    times = jnp.sort(times)
+    if not isinstance(times, jax.core.Tracer):
+        low, high, step = float(times[0]), float(times[-1]), float(jnp.diff(times).min())
+        if not (low >= path.t_min * (1 - 1e-6) and abs(high - path.t_max) <= 1e-6 * path.t_max and step > 0):
+            raise ValueError(f"grid goes from {low} to {high} with a smallest step of {step}; {allowed}")
+    return times
+
+
 def log_likelihood(
     denoise: Denoiser,
     path: Any,
@@ -81,7 +95,9 @@ def log_likelihood(
       x: `[B, ...]` floating, already dequantised, taken as the state at t_min.
       key: for the probes, the observations and a stochastic denoiser; the draws are held fixed along the ODE.
       trace: "exact" (D derivatives a step) or "hutchinson" (`num_probes` Rademacher probes).
-      grid: ascending or descending times for a fixed-step fourth-order solve; None is adaptive (Dormand-Prince 5).
+      grid: `[N + 1]` times, descending from t_max or ascending to it, for a fixed-step fifth-order solve with 6 N field
+        evaluations (x is then the state at its smallest time, at least t_min); None is adaptive. Both use
+        Dormand-Prince 5.
       rtol, atol: tolerances of the adaptive solve; 1e-5 in float32, 1e-9 in float64.
       max_steps: a bound of the adaptive solve; more is an error.
     """
@@ -90,7 +106,7 @@ def log_likelihood(
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     k_model, k_probe = jax.random.split(key)
     probes = jax.random.rademacher(k_probe, (num_probes, *x.shape), x.dtype)
-    joint = isinstance(path, dict)
+    joint = isinstance(path, Mapping)
     path_x = clock(path)
 
     def field(t: Array, z: Array) -> Array:
@@ -102,7 +118,7 @@ def log_likelihood(
             prediction = prediction._replace(x0=prediction.x0["x"], eps=prediction.eps["x"])
         return velocity(path_x, prediction, t)
 
-    def augmented(t: Array, y: tuple[Array, Array], _: Any) -> tuple[Array, Array]:
+    def augmented(t: Any, y: tuple[Array, Array], _: Any) -> tuple[Array, Array]:
         if trace == "exact":
             return _exact_divergence(lambda z: field(t, z), y[0])
         return _hutchinson(lambda z: field(t, z), y[0], probes)
@@ -110,14 +126,13 @@ def log_likelihood(
     tolerance = 1e-5 if x.dtype == jnp.float32 else 1e-9
     if grid is None:
         times = as_time(jnp.asarray([path_x.t_min, path_x.t_max]))
-        solver: Any = diffrax.Dopri5()
         control: Any = diffrax.PIDController(rtol=rtol or tolerance, atol=atol or tolerance)
     else:
-        times = jnp.sort(as_time(grid))
-        solver, control = diffrax.Bosh3(), diffrax.StepTo(times)
+        times = _ascending(grid, path_x)
+        control = diffrax.StepTo(times)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(augmented),
-        solver,
+        diffrax.Dopri5(),
         t0=times[0],
         t1=times[-1],
         dt0=None,

@@ -26,7 +26,7 @@ def _finish(key: Key, state: State, path: Any, mean: Any, std: Any) -> State:
 
 @cache
 def euler_maruyama() -> Sampler:
-    """Euler-Maruyama on the reverse SDE; one network call a step; uniform grid."""
+    """Euler-Maruyama on the reverse SDE; one network call a step."""
 
     def step(key: Key, state: State, model: Model, path: Any, t: Any, s: Any) -> State:
         needs_signal(path, "the drift of the reverse SDE")
@@ -39,12 +39,12 @@ def euler_maruyama() -> Sampler:
         mean = over(one, path, state.x, forward, slope, g)
         return _finish(key, state, path, mean, over(lambda _, rate: rate * jnp.sqrt(t - s), path, g))
 
-    return Sampler(start, step, grids.uniform)
+    return Sampler(start, step, grids.natural)
 
 
 @cache
 def reverse_diffusion() -> Sampler:
-    """The reverse-diffusion predictor; one network call a step; uniform grid."""
+    """The reverse-diffusion predictor; one network call a step."""
 
     def step(key: Key, state: State, model: Model, path: Any, t: Any, s: Any) -> State:
         needs_signal(path, "the reverse-diffusion predictor")
@@ -57,4 +57,4 @@ def reverse_diffusion() -> Sampler:
         mean, std = unzip(path, over(one, path, state.x, slope), 2)
         return _finish(key, state, path, mean, std)
 
-    return Sampler(start, step, grids.uniform)
+    return Sampler(start, step, grids.natural)

@@ -1,8 +1,8 @@
 """Sampling-time grids: `(path, num_steps) -> num_steps + 1` times, descending from t_max.
 
-A grid that is given no `t_end` stops at max(t_min, 1e-3): networks see times down to t_min in training and in
-likelihoods, but sampling gains nothing below 1e-3 (Song et al. 2021, appendix C). `karras` and `discrete` go on to
-t = 0, where the path is noise-free. Grids are arrays of the default float dtype; a dict of paths uses its clock.
+A grid that is given no `t_end` stops at t_min, and on a clock of [0, 1] not below 1e-3: networks see times down to t_min
+in training and in likelihoods, but sampling gains nothing there (Song et al. 2021, appendix C). `karras` and `discrete`
+go on to t = 0, where the path is noise-free. Grids are arrays of the default float dtype; a dict of paths uses its clock.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def _check(num_steps: int) -> None:
 
 def _ends(path: Any, t_end: float | None) -> tuple[Any, Any]:
     p = clock(path)
-    end = max(p.t_min, 1e-3) if t_end is None else t_end
+    floor = 1e-3 if p.t_max <= 1 else 0.0  # EDM's clock is the noise level, a Discrete path's counts steps
+    end = max(p.t_min, floor) if t_end is None else t_end
     if not 0 <= end < p.t_max:
         raise ValueError(f"t_end is {end}; allowed: from 0 up to, not including, t_max = {p.t_max}")
     return p.t_max, end
@@ -76,3 +77,14 @@ def discrete(path: Any, num_steps: int | None = None) -> Array:
     if num_steps > total:
         raise ValueError(f"num_steps is {num_steps}; allowed: up to the {total} steps that the path has")
     return jnp.round(jnp.linspace(float(total), 0.0, num_steps + 1))
+
+
+def natural(path: Any, num_steps: int) -> Array:
+    """The grid of a path's own clock: a Discrete path's times, equal steps of a clock on [0, 1], else Karras'.
+
+    On EDM's clock, which is the noise level, equal steps would leave the data's scale to the last of them.
+    """
+    p = clock(path)
+    if hasattr(p, "num_steps"):
+        return discrete(path, num_steps)
+    return uniform(path, num_steps) if p.t_max <= 1 else karras(path, num_steps)

@@ -93,7 +93,7 @@ def prior_log_prob(path: Any, x: Tree) -> Array:
         terms = -0.5 * (z / sigma) ** 2 - jnp.log(sigma) - 0.5 * jnp.log(2 * jnp.pi).astype(z.dtype)
         return terms.reshape(z.shape[0], -1).sum(1)
 
-    return sum(jax.tree.leaves(over(one, path, x)))
+    return jnp.stack(jax.tree.leaves(over(one, path, x))).sum(0)
 
 
 def drift(path: Any, x: Tree, t: Any) -> Tree:

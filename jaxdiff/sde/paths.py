@@ -12,17 +12,37 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.interpolate import CubicSpline, PchipInterpolator
 
 
 def _check(ok: Any, message: str) -> None:
     """Refuse wrong constants; traced fields (no truth value yet) pass."""
     if not isinstance(ok, jax.core.Tracer) and not bool(ok):
         raise ValueError(message)
+
+
+def _check_betas(name: str, beta_min: Any, beta_max: Any) -> None:
+    _check(
+        (beta_min >= 0) & (beta_max > beta_min),
+        f"{name} got beta_min={beta_min}, beta_max={beta_max}; allowed: 0 <= beta_min < beta_max",
+    )
+
+
+def _linear_integral(beta_min: Any, beta_max: Any, t: Any) -> Any:
+    """B(t), the integral from 0 to t of the rate beta_min + (beta_max - beta_min) t."""
+    t = jnp.asarray(t)
+    return t * (beta_min + 0.5 * t * (beta_max - beta_min))
+
+
+def _time_of_integral(beta_min: Any, beta_max: Any, b: Any) -> Any:
+    """The positive root of the quadratic B(t) = b, in the form that does not cancel for small b."""
+    return 2 * b / (beta_min + jnp.sqrt(beta_min**2 + 2 * (beta_max - beta_min) * b))
 
 
 @dataclass(frozen=True)
@@ -38,15 +58,11 @@ class VP:
     t_max: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(
-            (self.beta_min >= 0) & (self.beta_max > self.beta_min),
-            f"VP got beta_min={self.beta_min}, beta_max={self.beta_max}; allowed: 0 <= beta_min < beta_max",
-        )
+        _check_betas("VP", self.beta_min, self.beta_max)
 
     def integral(self, t: Any) -> Any:
         """B(t), the integral of beta from 0 to t."""
-        t = jnp.asarray(t)
-        return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
+        return _linear_integral(self.beta_min, self.beta_max, t)
 
     def alpha(self, t: Any) -> Any:
         return jnp.exp(-0.5 * self.integral(t))
@@ -54,23 +70,36 @@ class VP:
     def sigma(self, t: Any) -> Any:
         return jnp.sqrt(-jnp.expm1(-self.integral(t)))
 
-    def _time_of_integral(self, b: Any) -> Any:
-        # the positive root of the quadratic B(t) = b, in the form that does not cancel for small b
-        return 2 * b / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * b))
-
     def time_at(self, log_snr: Any) -> Any:
-        return self._time_of_integral(jax.nn.softplus(-jnp.asarray(log_snr)))  # e^{B} - 1 = 1/SNR
+        b = jax.nn.softplus(-jnp.asarray(log_snr))  # e^B - 1 = 1 / SNR
+        return _time_of_integral(self.beta_min, self.beta_max, b)
 
 
 @dataclass(frozen=True)
-class SubVP(VP):
+class SubVP:
     """Sub-VP (Song et al. 2021, eq. 29): VP's alpha with sigma = 1 - e^{-B}, below VP's everywhere."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-5
+    t_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_betas("SubVP", self.beta_min, self.beta_max)
+
+    def integral(self, t: Any) -> Any:
+        """B(t), the integral of beta from 0 to t."""
+        return _linear_integral(self.beta_min, self.beta_max, t)
+
+    def alpha(self, t: Any) -> Any:
+        return jnp.exp(-0.5 * self.integral(t))
 
     def sigma(self, t: Any) -> Any:
         return -jnp.expm1(-self.integral(t))
 
     def time_at(self, log_snr: Any) -> Any:
-        return self._time_of_integral(2 * jnp.arcsinh(0.5 * jnp.exp(-0.5 * jnp.asarray(log_snr))))
+        b = 2 * jnp.arcsinh(0.5 * jnp.exp(-0.5 * jnp.asarray(log_snr)))  # 2 sinh(B / 2) = sigma / alpha
+        return _time_of_integral(self.beta_min, self.beta_max, b)
 
 
 @dataclass(frozen=True)
@@ -143,7 +172,7 @@ class Flow:
     """Straight lines between data at t = 0 and noise at t = 1 (Lipman et al. 2023; Liu et al. 2023), alpha = 1 - t.
 
     `t_max` stops at .999, because an eps prediction is undefined at alpha = 0; 1 is allowed for x0, v, velocity and edm
-    predictions with `ddim` and `heun`.
+    predictions with `ddim`, `ancestral` and `heun` on a uniform grid.
     """
 
     t_min: float = 1e-5
@@ -182,24 +211,40 @@ class Cosine:
             f"Cosine got t_min={self.t_min}, t_max={self.t_max}; allowed: 0 < t_min < t_max <= 1",
         )
 
-    def _angles(self, t: Any) -> tuple[Any, float]:
-        start = self.offset / (1 + self.offset) * math.pi / 2
-        return (jnp.asarray(t, float) + self.offset) / (1 + self.offset) * math.pi / 2, start
+    @property
+    def _start(self) -> float:
+        return self.offset / (1 + self.offset) * math.pi / 2
 
     def alpha(self, t: Any) -> Any:
-        angle, start = self._angles(t)
-        return jnp.cos(angle) / jnp.cos(start)
+        # the cosine of the angle as the sine of what is left of it: exactly 0 at t = 1
+        left = (1 - jnp.asarray(t, float)) / (1 + self.offset) * math.pi / 2
+        return jnp.sin(left) / math.cos(self._start)
 
     def sigma(self, t: Any) -> Any:
         # 1 - alpha^2 as a product of sines: exact near t = 0, where the difference of squares would cancel
-        angle, start = self._angles(t)
-        return jnp.sqrt(jnp.sin(angle - start) * jnp.sin(angle + start)) / jnp.cos(start)
+        turned = jnp.asarray(t, float) / (1 + self.offset) * math.pi / 2
+        return jnp.sqrt(jnp.sin(turned) * jnp.sin(turned + 2 * self._start)) / math.cos(self._start)
+
+
+@cache
+def _falling_cubic(betas: tuple[float, ...]) -> np.ndarray:
+    """Coefficients [4, T], highest power first, of log alpha-bar between whole times.
+
+    The smooth spline (continuous second derivative) where it falls everywhere; else, for betas that jump, Fritsch &
+    Carlson's monotone cubic (continuous first derivative).
+    """
+    times = np.arange(len(betas) + 1)
+    table = np.concatenate([[0.0], np.cumsum(np.log1p(-np.asarray(betas)))])
+    spline = CubicSpline(times, table)
+    turns = spline.derivative().roots(discontinuity=False, extrapolate=False)
+    return spline.c if len(turns) == 0 else PchipInterpolator(times, table).c
 
 
 @dataclass(frozen=True)
 class Discrete:
     """DDPM's chain (Ho et al. 2020): T betas, times 0 (data), 1, ..., T; between them log alpha-bar is interpolated.
 
+    The interpolant is a falling cubic, so that the velocity and ODE solvers see a smooth path between whole times.
     `betas` is any sequence of numbers in (0, 1), kept as a tuple of floats. The network is told the 0-based index t - 1,
     as public checkpoints are.
     """
@@ -225,10 +270,13 @@ class Discrete:
         return float(len(self.betas))
 
     def log_alpha_bar(self, t: Any) -> Any:
-        """log of the product of (1 - beta_i) up to t, linear between whole times; 0 at t = 0."""
-        table = np.concatenate([[0.0], np.cumsum(np.log1p(-np.asarray(self.betas)))])
+        """log of the product of (1 - beta_i) up to t, exact at whole times; 0 at t = 0."""
         t = jnp.asarray(t, float)
-        return jnp.interp(t, jnp.arange(len(table), dtype=t.dtype), jnp.asarray(table, t.dtype))
+        pieces = jnp.asarray(_falling_cubic(self.betas), t.dtype)
+        k = jnp.clip(jnp.floor(t), 0, self.num_steps - 1).astype(jnp.int32)
+        a, b, c, d = pieces[:, k]
+        u = t - k
+        return ((a * u + b) * u + c) * u + d
 
     def alpha(self, t: Any) -> Any:
         return jnp.exp(0.5 * self.log_alpha_bar(t))

@@ -19,7 +19,9 @@ from jaxdiff.types import Array, Key
 
 TimeDraw = Callable[[Any, Key, Array], Array]
 
-_GOLDEN = 0.6180339887498949  # the fractional part of the golden ratio: its multiples fill [0, 1) evenly for any count
+# The golden ratio's fractional part times 2^32: its multiples fill [0, 1) evenly for any count, and in whole numbers they
+# wrap around without losing digits, however large the index.
+_GOLDEN = 2654435769
 
 
 def _uniforms(key: Key, index: Array) -> Array:
@@ -50,7 +52,8 @@ def low_discrepancy() -> TimeDraw:
     """
 
     def draw(path: Any, key: Key, index: Array) -> Array:
-        return _between(path, (jax.random.uniform(key) + index * _GOLDEN) % 1.0)
+        turns = index.astype(jnp.uint32) * jnp.uint32(_GOLDEN)
+        return _between(path, (jax.random.uniform(key) + turns / 2**32) % 1.0)
 
     return draw
 
