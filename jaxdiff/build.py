@@ -86,7 +86,25 @@ def check_labels(label: Any, known: Facts) -> None:
         raise ValueError("a label was given but this run has no classes; mend: leave it out")
     wrong = (values < 0) | (values > known.num_classes) | (values % 1 != 0)
     if wrong.any():
-        raise ValueError(f"label {values[wrong].flat[0]} is not a class of this run; allowed: whole numbers 0 to {known.num_classes - 1}")
+        last = known.num_classes - 1
+        raise ValueError(f"label {values[wrong].flat[0]} is not a class of this run; allowed: whole numbers 0 to {last}")
+
+
+def labels_from_text(text: str, num: int, known: Facts) -> np.ndarray:
+    """`num` labels from "3", "3,5" or class names, in turn, int32."""
+    names = {name: i for i, name in enumerate(known.class_names)}
+    found = []
+    for word in text.split(","):
+        word = word.strip()
+        if word not in names and not word.isdigit():
+            shown = ", ".join([*names][:12]) or f"0 to {known.num_classes - 1}"
+            raise ValueError(f"--label has {word!r}; allowed: 0 to {known.num_classes - 1}, or a name: {shown}")
+        found.append(names[word] if word in names else int(word))
+    asked = np.asarray(found, np.int32)
+    if known.num_classes and asked.max() >= known.num_classes:
+        raise ValueError(f"label {asked.max()} is not a class of this run; allowed: 0 to {known.num_classes - 1}")
+    check_labels(asked, known)
+    return np.resize(asked, num)
 
 
 def preprocess(config: ConfigDict, known: Facts) -> data.Preprocess:

@@ -43,7 +43,7 @@ def classifier_config(data: ConfigDict, seed: int = 0, steps: int = 600) -> Conf
         config.loss.smoothing = 0.1
         config.network.update({"kind": "classifier", "channels": 32, "channel_mult": (1, 2, 2), "num_blocks": 1,
                                "attention_resolutions": (), "dropout": 0.2, "pool": "mean"})
-        config.optimizer.update({"kind": "adamw", "learning_rate": 2e-3, "warmup_steps": 50, "decay": "cosine",
+        config.optimizer.update({"kind": "adamw", "learning_rate": 2e-3, "warmup_steps": steps // 10, "decay": "cosine",
                                  "weight_decay": 0.05})
         config.ema.decay = 0.99
     config.train.update({"steps": steps, "log_every": 100, "eval_every": steps, "checkpoint_every": steps, "keep": 1})

@@ -69,7 +69,13 @@ def real_examples(run: Run, split: str, num: int | None = None) -> dict[str, np.
 
 
 def score(
-    run: Run, workdir: Any, num: int | None = None, metrics: Sequence[str] = (), seed: int = 0, progress: bool = True, **how: Any
+    run: Run,
+    workdir: Any,
+    num: int | None = None,
+    metrics: Sequence[str] = (),
+    seed: int = 0,
+    progress: bool = True,
+    **how: Any,
 ) -> tuple[dict[str, Any], Samples]:
     """`(numbers by name, the samples)`. `metrics` picks from IMAGE_METRICS or POINT_METRICS; () is all that suit."""
     part = run.config.evaluate
@@ -123,7 +129,7 @@ def _score_images(run: Run, workdir: Path, samples: Samples, wanted: Sequence[st
         found["features"] = name
     if "inception_score" in wanted:
         result = evaluation.inception_score(evaluation.extract(logits, samples.x))
-        found |= {f"inception_score_{key}" if key != "value" else "inception_score": v for key, v in result._asdict().items()}
+        found |= {"inception_score": result.mean, "inception_score_std": result.std}
     return found
 
 

@@ -1,0 +1,18 @@
+"""A classifier of clean images, to judge samples with (agreement, Frechet distance of its features).
+
+    jaxdiff train --config=configs/classifier.py:data=mnist5k --workdir=runs/mnist5k_classifier
+    jaxdiff evaluate --workdir=runs/mnist5k --classifier=runs/mnist5k_classifier
+
+`jaxdiff evaluate` trains this very one beside a run when none is named. data: any source; steps; smoke: seconds.
+"""
+
+from jaxdiff.configfile import words
+from jaxdiff.judge import classifier_config
+from jaxdiff.tables import base
+
+
+def get_config(arg: str = ""):
+    arg = words(arg, data="digits", steps=600, smoke=False)
+    data = base().data
+    data.source = arg.data
+    return classifier_config(data, steps=4 if arg.smoke else arg.steps)

@@ -1,0 +1,30 @@
+"""25 Gaussians on a 5x5 grid in the plane (250,000 points), without classes: every sampler error is visible as dots.
+
+    jaxdiff train --config=configs/gaussians25.py --workdir=runs/gaussians25
+
+method: ddpm, iddpm, score_vp, score_ve, subvp, edm (default), flow. smoke: seconds. Scores: README.md.
+"""
+
+from common import apply_method, smoke
+
+from jaxdiff.configfile import words
+from jaxdiff.tables import base
+
+
+def get_config(arg: str = ""):
+    arg = words(arg, method="edm", smoke=False)
+    config = apply_method(base(), arg.method)
+    config.name = f"gaussians25_{arg.method}"
+    config.data.source = "gaussians25"
+    config.data.batch_size = 512
+    config.condition.label = False
+    with config.ignore_type():
+        config.data.options.scale = "unit2"  # centred, standard deviation 2
+        config.parameterization.sigma_data = 2.0
+        config.network.update({"kind": "mlp", "width": 128, "depth": 4, "fourier_features": 64, "fourier_scale": 1.0})
+        config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 100, "decay": "cosine"})
+    config.train.update({"steps": 8000, "log_every": 200, "eval_every": 4000, "checkpoint_every": 4000, "preview": 5000,
+                         "steps_per_dispatch": 20})
+    config.evaluate.update({"num": 20_000, "batch_size": 5000})
+    config.sampler.num_steps = max(config.sampler.num_steps, 40)
+    return smoke(config) if arg.smoke else config

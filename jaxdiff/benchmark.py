@@ -1,0 +1,132 @@
+"""Timings of a config on this machine, each as a ratio measured within one run, A and B in turn.
+
+    sampler    a sampler's call / (its network evaluations x the jitted denoiser's call)      at most 1.05 wanted
+    compile    compiling a 1,000-step sampler / compiling a 10-step one                       at most 1.3
+    pipeline   training steps fed by the real pipeline / fed one resident batch               at most 1.02
+
+Medians over as many repeats as the time allows. Figures are of whole calls, waited for on the device.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from jaxdiff import build, data, sde, training
+from jaxdiff.run import Run
+
+
+def _seconds(fn: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(fn())
+    return time.perf_counter() - start
+
+
+def ratio(a: Callable[[], Any], b: Callable[[], Any], seconds: float) -> tuple[float, float, float, int]:
+    """`(median of a/b, median a, median b, pairs)`: a and b in turn until the time is over, at least three pairs."""
+    a_times, b_times = [], []
+    a(), b()
+    end = time.perf_counter() + seconds
+    while len(a_times) < 3 or time.perf_counter() < end:
+        a_times.append(_seconds(a))
+        b_times.append(_seconds(b))
+    pairs = [x / y for x, y in zip(a_times, b_times, strict=True)]
+    return statistics.median(pairs), statistics.median(a_times), statistics.median(b_times), len(pairs)
+
+
+def _sampler_lines(run: Run, num: int, seconds: float) -> Iterator[str]:
+    chosen, steps = build.sampler(run.config), run.config.sampler.num_steps
+    cond = {"label": jnp.arange(num) % run.facts.num_classes} if run.facts.num_classes else None
+    draw = jax.jit(run.sampler(guidance=1.0), static_argnums=3)
+    denoise = jax.jit(lambda params, x, t, told: run.denoiser(params)(jax.random.key(0), x, t, told))
+    x = sde.prior(run.path, jax.random.key(0), jax.ShapeDtypeStruct((num, *run.facts.shape), jnp.float32))
+    t = jnp.asarray(run.path.t_max, jnp.float32)
+    calls = chosen.evaluations(steps)
+
+    def many() -> Any:
+        for _ in range(calls):
+            out = denoise(run.params, x, t, cond)
+        return out
+
+    value, a, b, pairs = ratio(lambda: draw(run.params, jax.random.key(0), cond, num), many, seconds)
+    name = run.config.sampler.kind
+    yield (f"sampler    {value:.3f} x  {name}, {steps} steps, {calls} evaluations, {num} samples: {a:.3f} s; "
+           f"{calls} denoiser calls: {b:.3f} s ({pairs} pairs)")
+
+    def compile_seconds(n: int) -> float:
+        jax.clear_caches()
+        fresh = jax.jit(run.sampler(num_steps=n, guidance=1.0), static_argnums=3)
+        start = time.perf_counter()
+        fresh.lower(run.params, jax.random.key(0), cond, num).compile()
+        return time.perf_counter() - start
+
+    with jax.enable_compilation_cache(False):
+        times = [(compile_seconds(1000), compile_seconds(10)) for _ in range(3)]
+    pairs_ = [a / b for a, b in times]
+    long, short = (statistics.median(column) for column in zip(*times, strict=True))
+    yield f"compile    {statistics.median(pairs_):.3f} x  1,000 steps: {long:.2f} s; 10 steps: {short:.2f} s (3 pairs)"
+
+
+def _training_lines(config: ConfigDict, records: Any, known: build.Facts, seconds: float) -> Iterator[str]:
+    net = build.network(config, known)
+    parts = build.train_step(config, net, known)
+    step = jax.jit(parts.step, donate_argnums=0)
+    feed = data.on_device(build.pipeline(config, records).batches(0))
+    resident = next(feed)
+    keep = tuple(resident) if known.num_classes else ("x", "index")
+    resident = {name: resident[name] for name in keep}
+    start = time.perf_counter()
+    compiled = step.lower(parts.state, resident).compile()
+    seconds_to_compile = time.perf_counter() - start
+    state = {"now": parts.state}
+    each = max(1, int(0.5 / max(_step_seconds(compiled, state, resident), 1e-4)))
+
+    def steps(batches: Callable[[], Any]) -> Callable[[], Any]:
+        def run() -> Any:
+            for _ in range(each):
+                batch = batches()
+                state["now"], metrics = compiled(state["now"], {name: batch[name] for name in keep})
+            return metrics
+
+        return run
+
+    value, a, b, pairs = ratio(steps(lambda: next(feed)), steps(lambda: resident), seconds)
+    size = config.data.batch_size
+    yield (f"pipeline   {value:.3f} x  a step fed by the pipeline: {a / each:.4f} s; resident: {b / each:.4f} s "
+           f"({pairs} pairs of {each} steps)")
+    yield f"train      {size * each / a:.1f} examples/s at batch {size}; the step compiled in {seconds_to_compile:.1f} s"
+    memory = compiled.memory_analysis()
+    if memory is not None:
+        yield f"memory     {memory.temp_size_in_bytes / 2**20:.1f} MiB of temporaries in a training step"
+
+
+def _step_seconds(compiled: Any, state: dict[str, training.TrainState], batch: Any) -> float:
+    state["now"], _ = compiled(state["now"], batch)
+    start = time.perf_counter()
+    state["now"], metrics = compiled(state["now"], batch)
+    jax.block_until_ready(metrics)
+    return time.perf_counter() - start
+
+
+def measure(config: ConfigDict, batch_size: int | None = None, seconds: float = 20.0) -> Iterator[str]:
+    """Lines of a report, as they are measured; `seconds` on each comparison, compiling apart."""
+    if batch_size is not None:
+        with config.unlocked():
+            config.data.batch_size = batch_size
+    records = build.source(config, "train")
+    known = build.facts(config, records)
+    net = build.network(config, known)
+    device = jax.devices()[0]
+    params = build.init_params(config, net, known, jax.random.key(0))
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    yield (f"{config.name} on {jax.device_count()} x {device.device_kind} ({device.platform}), jax {jax.__version__}, "
+           f"{count:,} parameters")
+    yield from _training_lines(config, records, known, seconds)
+    run = Run(config, params, build.path(config), known, net, 0)
+    yield from _sampler_lines(run, min(config.data.batch_size, 64), seconds)
