@@ -3,8 +3,8 @@
 The one home of grain and TFDS. `open_source` -> `pipeline` -> `batches(start_step)` -> `on_device`.
 """
 
-from jaxdiff.data.arrays import arrays, digits, mnist5k, npz
-from jaxdiff.data.folder import folder
+from jaxdiff.data.memory import arrays, digits, mnist5k, npz
+from jaxdiff.data.pictures import folder
 from jaxdiff.data.pipeline import Pipeline, on_device, pipeline, preview
 from jaxdiff.data.preprocess import Preprocess, scale_dequantised, scale_exact, to_levels
 from jaxdiff.data.records import Columns, Records, Source, Subset

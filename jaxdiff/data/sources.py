@@ -7,8 +7,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxdiff.data.arrays import arrays, digits, mnist5k, npz
-from jaxdiff.data.folder import folder
+from jaxdiff.data.memory import arrays, digits, mnist5k, npz
+from jaxdiff.data.pictures import folder
 from jaxdiff.data.records import Source, check_split
 from jaxdiff.data.tfds_source import prepare_tfds, tfds_source
 from jaxdiff.data.toys import gaussians25

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxdiff.data.records import Source, Subset, choose_part, split_numbers
+
+_VERSION = re.compile(r"\d+\.\d+\.\d+")  # an interrupted preparation lies in incomplete.*
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,18 +34,26 @@ class TfdsRecords:
         return {"image": record["image"], "label": record["label"]} if self.labelled else {"image": record["image"]}
 
 
-def _builder(name: str, data_dir: str | None) -> Any:
-    """TFDS's builder of `name` ("mnist", "downsampled_imagenet/64x64", "mnist:3.0.1"), from code or prepared files."""
-    try:
-        return tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    except tfds.core.DatasetNotFoundError:
-        near = difflib.get_close_matches(name.split("/")[0].split(":")[0], tfds.list_builders(), n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else "tfds.list_builders() lists what there is"
-        where = data_dir or "TFDS's own data folder"
-        raise ValueError(f"tfds:{name} is no TFDS data set, nor prepared in {where}; {hint}") from None
-    except (ValueError, AssertionError) as error:  # a wrong config or version
-        reason = str(error).strip().splitlines()
-        raise ValueError(f"tfds:{name} cannot be opened: {reason[0] if reason else type(error).__name__}") from None
+def _prepared_folder(name: str, data_dir: str | None) -> Path:
+    """The newest prepared folder DATA_DIR/name[/config]/version of "name", "name/config" or either with ":version".
+
+    Looked up here, because `tfds.builder` asks TensorFlow (and through it the network) where that is installed.
+    """
+    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    dataset, _, version = name.partition(":")
+    infos = itertools.chain(root.glob("*/*/dataset_info.json"), root.glob("*/*/*/dataset_info.json"))
+    complete = [info.parent for info in infos if _VERSION.fullmatch(info.parent.name)]
+    found = [f for f in complete if f.is_relative_to(root / dataset) and version in ("", f.name)]
+    if not found:
+        there = sorted({str(folder.parent.relative_to(root)) for folder in complete})
+        raise FileNotFoundError(
+            f"tfds:{name} is not prepared in {root} ({', '.join(there) or 'nothing'} is): "
+            f"run `jaxdiff data prepare tfds:{name}`"
+        )
+    configs = sorted({str(folder.parent.relative_to(root)) for folder in found})
+    if len(configs) > 1:
+        raise ValueError(f"tfds:{name} is prepared in several forms; name one of: {', '.join(configs)}")
+    return max(found, key=lambda folder: [int(part) for part in folder.name.split(".")])
 
 
 def tfds_source(name: str, split: str, *, data_dir: str | None = None, test: float = 0.1, validation: float = 0.0) -> Source:
@@ -50,23 +64,23 @@ def tfds_source(name: str, split: str, *, data_dir: str | None = None, test: flo
 
     Raises FileNotFoundError if the data set is not prepared as ArrayRecord, ValueError for one without images.
     """
-    builder = _builder(name, data_dir)
-    missing = FileNotFoundError(
-        f"tfds:{name} is not prepared as ArrayRecord in {builder.data_dir}: run `jaxdiff data prepare tfds:{name}`"
-    )
-    if not builder.is_prepared():
-        raise missing
-    features = builder.info.features
+    folder = _prepared_folder(name, data_dir)
+    builder = tfds.builder_from_directory(folder)
+    features = dict(builder.info.features.items())
     if "image" not in features:
         raise ValueError(f"tfds:{name} has no feature `image`, only: {', '.join(sorted(features))}")
     plan = choose_part(f"tfds:{name}", set(builder.info.splits), split, test=test, validation=validation)
     label: Any = features.get("label")
     num_classes = int(getattr(label, "num_classes", None) or 0)
-    keys = {"image": True, "label": True} if num_classes else {"image": True}
+    wanted = {"image", "label"} if num_classes else {"image"}
+    skipped = {key: tfds.decode.SkipDecoding() for key in features if key not in wanted}
     try:
-        read = builder.as_data_source(plan.part, decoders=tfds.decode.PartialDecoding(keys))
+        read = builder.as_data_source(plan.part, decoders=skipped or None)
     except NotImplementedError:  # there, but as TFRecord
-        raise missing from None
+        raise FileNotFoundError(
+            f"tfds:{name} lies in {folder} as {builder.info.file_format.value}, not as ArrayRecord: "
+            f"remove it, or give another data_dir, and run `jaxdiff data prepare tfds:{name}`"
+        ) from None
     records: Any = TfdsRecords(read, num_classes > 0)
     if plan.test or plan.validation or plan.piece != "train":
         strata = np.zeros(len(read), np.int32)
@@ -91,6 +105,13 @@ def prepare_tfds(name: str, data_dir: str | None = None) -> str:
         import tensorflow  # noqa: F401  TFDS writes through it
     except ImportError:
         raise ImportError(f"preparing tfds:{name} needs TensorFlow: pip install 'jaxdiff[prepare]'") from None
-    builder = _builder(name, data_dir)
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except tfds.core.DatasetNotFoundError:
+        near = difflib.get_close_matches(name.split("/")[0].split(":")[0], tfds.list_builders(), n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "tfds.list_builders() lists what there is"
+        raise ValueError(f"tfds:{name} is no TFDS data set; {hint}") from None
+    except (ValueError, AssertionError) as error:  # a wrong config or version; TFDS goes on for many lines
+        raise ValueError(f"tfds:{name} cannot be prepared: {str(error).strip().splitlines()[0]}") from None
     builder.download_and_prepare(file_format="array_record")
     return str(builder.data_dir)

@@ -28,7 +28,7 @@ def _clipped_variance(std: float, clip: float) -> float:
 
 
 MODE_STD = math.sqrt(_clipped_variance(_STD, _CLIP))
-"""Standard deviation of one mode along an axis, in raw units, after the clip (.3323)."""
+"""Standard deviation of one mode along an axis, in raw units, after the clip (.3326)."""
 
 TOTAL_STD = math.sqrt(50.0 + MODE_STD**2)
 """Standard deviation of the whole along an axis, in raw units: the centres' variance is 50."""

@@ -65,10 +65,11 @@ def _header(path: Path, decode: bool) -> Header | str:
     try:
         with Image.open(path) as image:
             grey = image.mode in ("1", "L", "I", "I;16", "I;16B", "I;16L")
-            swapped = image.getexif().get(0x0112, 1) >= 5  # stored on its side
             width, height = image.size
             if decode:
                 image.load()
+            # asked only where there is one: on a PNG without it, getexif() reads all pixels
+            swapped = "exif" in image.info and image.getexif().get(0x0112, 1) >= 5  # stored on its side
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         return _one_line(error)
     return ((width, height) if swapped else (height, width)), grey
