@@ -41,6 +41,8 @@ class Classifier(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
+    cond_keys = frozenset[str]()
+
     def setup(self) -> None:
         if self.pool not in ("attention", "mean"):
             raise ValueError(f"Classifier got pool={self.pool!r}; allowed: 'attention', 'mean'")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxdiff.networks.attention import CrossAttention, SelfAttention
 from jaxdiff.networks.embeddings import ClassEmbedding, LatentMapping, TextPool, TimeEmbedding
 from jaxdiff.networks.layers import Downsample, ResidualBlock, conv3x3, space_to_depth
-from jaxdiff.networks.slots import checked, per_example, readable_text, spatial_input
+from jaxdiff.networks.slots import checked, enabled_keys, per_example, readable_text, spatial_input
 from jaxdiff.types import Array, Cond, Time
 
 
@@ -128,6 +128,8 @@ class UNetEncoder(nn.Module):
     remat: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+
+    cond_keys = property(enabled_keys)
 
     @nn.compact
     def __call__(self, x: Array, t: Time | None, cond: Cond = None, train: bool = False) -> Encoded:

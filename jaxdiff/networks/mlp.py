@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxdiff.networks.embeddings import ClassEmbedding, LatentMapping, TimeEmbedding, fourier
 from jaxdiff.networks.layers import at_least_float32, dense
-from jaxdiff.networks.slots import checked, per_example, spatial_input
+from jaxdiff.networks.slots import checked, enabled_keys, per_example, spatial_input
 from jaxdiff.types import Array, Cond, Time
 
 
@@ -34,6 +34,8 @@ class MLP(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+
+    cond_keys = property(enabled_keys)
 
     @nn.compact
     def __call__(self, x: Array, t: Time, cond: Cond = None, train: bool = False) -> Array:

@@ -29,11 +29,11 @@ OPTIONAL = frozenset({"label", "text", "text_mask"})
 RESIZES = {"nearest": "nearest", "bilinear": "linear", "bicubic": "cubic"}
 
 
-def cond_keys(net: Any) -> frozenset[str]:
-    """The keys of `cond` that `net` reads: those whose field in `ENABLED_BY` is set.
+def enabled_keys(net: Any) -> frozenset[str]:
+    """The keys of `cond` that `net` reads, those whose field in `ENABLED_BY` is set: its property `cond_keys`.
 
     >>> from jaxdiff.networks import UNet
-    >>> sorted(cond_keys(UNet(num_classes=10, low_res="bilinear")))
+    >>> sorted(UNet(num_classes=10, low_res="bilinear").cond_keys)
     ['label', 'low_res']
     """
     return frozenset(key for key, field in ENABLED_BY.items() if getattr(net, field, None))
@@ -42,7 +42,7 @@ def cond_keys(net: Any) -> frozenset[str]:
 def checked(net: Any, cond: Cond) -> dict[str, Any]:
     """`cond` as a dict with None entries removed; ValueError on a key that `net` does not read, or on a missing one."""
     given = {key: value for key, value in (cond or {}).items() if value is not None}
-    reads = cond_keys(net)
+    reads = enabled_keys(net)
     kind = type(net).__name__
     for key in given:
         if key not in ENABLED_BY:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxdiff.networks.encoder import UNetEncoder, attends_at, block_builder, blocks_per_level
 from jaxdiff.networks.layers import GroupNorm, Upsample, at_least_float32, conv3x3, depth_to_space
+from jaxdiff.networks.slots import enabled_keys
 from jaxdiff.types import Array, Cond, Time
 
 
@@ -64,6 +65,8 @@ class UNet(nn.Module):
     remat: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+
+    cond_keys = property(enabled_keys)
 
     @nn.compact
     def __call__(self, x: Array, t: Time, cond: Cond = None, train: bool = False) -> Array:

@@ -1,0 +1,111 @@
+"""The networks that every property test runs through: a new network or slot adds a row here and inherits the tests."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.networks import MLP, Classifier, UNet
+
+BATCH = 4
+TINY = {"channels": 8, "channel_mult": (1, 2), "num_blocks": 1, "attention_resolutions": (4,), "head_channels": 8}
+
+
+class Row(NamedTuple):
+    """A network with valid inputs, the output shape it owes, and another valid value for every cond key it reads."""
+
+    net: Any
+    x: Any
+    cond: dict
+    other: dict
+    out: tuple
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def images(channels=3):
+    return normal(0, BATCH, 8, 8, channels)
+
+
+def random_params(net, *args):
+    """Parameters in which nothing is at its zero initialisation; made without compiling `init`."""
+    shapes = jax.eval_shape(net.init, jax.random.key(0), *args)["params"]
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda v: jnp.asarray(rng.normal(0, 0.25, v.shape), v.dtype), shapes)
+
+
+def quick(fn):
+    """jit without LLVM's optimisation passes: these networks run in milliseconds and compile in seconds."""
+    return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0})
+
+
+TIMES = jnp.array([-1.5, 0.25, 3.0, 998.5])  # c_noise: ln(sigma) / 4 is negative, 1000 t is large, both fractional
+LABELS = jnp.array([0, 1, 2, 4])
+TOKENS = jnp.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]], bool)
+
+
+def rows() -> dict[str, Row]:
+    text = {"text": normal(1, BATCH, 3, 5), "text_mask": TOKENS}
+    spatial = {
+        "low_res": normal(2, BATCH, 4, 2, 3),
+        "low_res_t": jnp.array([0.0, 1.0, 2.0, 3.0]),
+        "image": normal(3, BATCH, 8, 8, 2),
+        "mask": (normal(4, BATCH, 8, 8, 1) > 0).astype(jnp.float32),
+    }
+    return {
+        "adm_class": Row(
+            UNet(**TINY, num_classes=5, dropout=0.5),
+            images(),
+            {"label": LABELS},
+            {"label": LABELS - 1},
+            (BATCH, 8, 8, 3),
+        ),
+        "ddpm_spatial": Row(
+            UNet(
+                **(TINY | {"head_channels": 0}),
+                scale_shift=False,
+                resample_in_block=False,
+                time_embedding="fourier",
+                low_res="bicubic",
+                low_res_t=True,
+                image=True,
+                mask=True,
+                out_channels=6,
+            ),
+            images(),
+            spatial,
+            {
+                "low_res": spatial["low_res"] + 1,
+                "low_res_t": spatial["low_res_t"] + 0.5,
+                "image": -spatial["image"],
+                "mask": 1 - spatial["mask"],
+            },
+            (BATCH, 8, 8, 6),
+        ),
+        "efficient_text_z": Row(
+            UNet(
+                **(TINY | {"attention_resolutions": (2,)}),
+                level_order="efficient",
+                patch_size=2,
+                text_dim=5,
+                latent_dim=6,
+                dropout=0.5,
+                out_channels=1,
+            ),
+            images(1),
+            text | {"z": normal(5, BATCH, 6)},
+            {"text": -text["text"], "text_mask": ~TOKENS, "z": normal(6, BATCH, 6)},
+            (BATCH, 8, 8, 1),
+        ),
+        "mlp": Row(
+            MLP(width=16, depth=2, fourier_features=8, num_classes=5, latent_dim=3, image=True, dropout=0.5),
+            normal(0, BATCH, 2),
+            {"label": LABELS, "z": normal(7, BATCH, 3), "image": normal(8, BATCH, 1)},
+            {"label": LABELS - 1, "z": normal(9, BATCH, 3), "image": normal(10, BATCH, 1)},
+            (BATCH, 2),
+        ),
+        "classifier": Row(Classifier(5, **TINY, dropout=0.5), images(), {}, {}, (BATCH, 5)),
+    }
