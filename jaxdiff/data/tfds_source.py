@@ -99,7 +99,8 @@ def tfds_source(name: str, split: str, *, data_dir: str | None = None, test: flo
 def prepare_tfds(name: str, data_dir: str | None = None) -> str:
     """Download `name` and write it as ArrayRecord under `data_dir` (TFDS's own folder by default); returns the path.
 
-    Raises ImportError without TensorFlow (the extra `prepare`), ValueError for an unknown data set.
+    Raises ImportError without TensorFlow (the extra `prepare`), ValueError for an unknown data set,
+    OSError where downloading or writing fails.
     """
     try:
         import tensorflow  # noqa: F401  TFDS writes through it
@@ -113,5 +114,8 @@ def prepare_tfds(name: str, data_dir: str | None = None) -> str:
         raise ValueError(f"tfds:{name} is no TFDS data set; {hint}") from None
     except (ValueError, AssertionError) as error:  # a wrong config or version; TFDS goes on for many lines
         raise ValueError(f"tfds:{name} cannot be prepared: {str(error).strip().splitlines()[0]}") from None
-    builder.download_and_prepare(file_format="array_record")
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    except OSError as error:  # requests' errors among them
+        raise OSError(f"tfds:{name} could not be downloaded and written: {str(error).splitlines()[0]}") from None
     return str(builder.data_dir)

@@ -41,6 +41,12 @@ PREPARE = """
     tfds.disable_progress_bar()
     from jaxdiff.data import prepare
     stripes.Stripes(data_dir=sys.argv[2], file_format="tfrecord").download_and_prepare()
+    try:
+        prepare("tfds:strpies", sys.argv[1])
+    except ValueError as error:
+        assert str(error).startswith("tfds:strpies is no TFDS data set; did you mean stripes"), error
+    else:
+        raise AssertionError("a data set that does not exist was prepared")
     print(prepare("tfds:stripes", sys.argv[1]))
 """
 READ = """
