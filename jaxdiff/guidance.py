@@ -6,12 +6,13 @@ Weights of the halves sum to one, so the pair keeps `alpha x0 + sigma eps = x_t`
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.conditioning import null
+from jaxdiff.conditioning import masked, null
 from jaxdiff.sde.kernels import as_time, log_snr
 from jaxdiff.types import Cond, Denoiser, Guidance, Key, Prediction, Tree
 
@@ -28,10 +29,12 @@ def classifier_free(
       interval: noise levels `(low, high)` of sigma / alpha where guidance acts (Kynkaanniemi et al. 2024); outside it the
         conditional prediction is used.
     """
-    if not isinstance(scale, (int, float)) or isinstance(scale, bool) or not math.isfinite(scale):
+    if not isinstance(scale, Real) or isinstance(scale, bool) or not math.isfinite(scale):
         raise ValueError(f"the guidance scale is {scale!r}; allowed: a finite number (1 is the plain conditional model)")
     if interval is not None and path is None:
         raise ValueError("classifier_free got an interval without a path; mend: path=, whose noise levels it speaks of")
+    if interval is not None and not interval[0] <= interval[1]:
+        raise ValueError(f"the guidance interval is {interval}; allowed: (low, high) of sigma / alpha, low <= high")
 
     def wrap(denoise: Denoiser) -> Denoiser:
         if scale == 1:
@@ -40,15 +43,17 @@ def classifier_free(
         def guided(key: Key, x_t: Tree, t: Any, cond: Cond = None) -> Prediction:
             if cond is None:
                 raise ValueError("classifier_free got no condition; mend: pass cond, e.g. {'label': ...}")
+            if "label" not in cond and "text" not in cond:
+                raise ValueError(f"classifier_free got a condition of {sorted(cond)}; allowed: one with a label or text")
             blank = null(cond, num_classes)
             if scale == 0:
                 return denoise(key, x_t, t, blank)
             twice = lambda a, b: jax.tree.map(lambda u, v: jnp.concatenate([u, v]), a, b)
             time = as_time(t)
-            both = denoise(key, twice(x_t, x_t), time if time.ndim == 0 else jnp.tile(time, 2), twice(dict(cond), blank))
+            both = denoise(key, twice(x_t, x_t), time if time.ndim == 0 else jnp.tile(time, 2), twice(masked(cond), blank))
             half = jax.tree.leaves(x_t)[0].shape[0]
             given, free = (jax.tree.map(lambda v, part=part: v[part], both) for part in (slice(half), slice(half, None)))
-            weight = jnp.asarray(scale, jnp.float32)
+            weight = jnp.asarray(float(scale))
             if interval is not None:
                 level = jnp.exp(-0.5 * log_snr(path, time))
                 weight = jnp.where((level >= interval[0]) & (level <= interval[1]), weight, 1.0)
