@@ -254,7 +254,8 @@ class Discrete:
     def __post_init__(self) -> None:
         betas = np.asarray(self.betas, np.float64)
         if betas.ndim != 1 or not len(betas) or not np.all((betas > 0) & (betas < 1)):
-            raise ValueError(f"Discrete got betas of shape {betas.shape}; allowed: a non-empty list of numbers in (0, 1)")
+            span = f" from {betas.min()} to {betas.max()}" if betas.size else ""
+            raise ValueError(f"Discrete got betas of shape {betas.shape}{span}; allowed: a non-empty list of numbers in (0, 1)")
         object.__setattr__(self, "betas", tuple(float(b) for b in betas))
 
     @property
@@ -295,6 +296,9 @@ def linear_betas(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: floa
     (0.0001, 0.02)
     """
     scale = 1000 / num_steps
+    if scale * beta_end >= 1:
+        raise ValueError(f"linear_betas({num_steps}) would end at beta = {scale * beta_end}; allowed: below 1, so more than "
+                         f"{1000 * beta_end:g} steps; mend: more steps, a smaller beta_end, or cosine_betas")
     return tuple(float(b) for b in np.linspace(beta_start * scale, beta_end * scale, num_steps))
 
 

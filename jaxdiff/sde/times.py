@@ -53,7 +53,7 @@ def low_discrepancy() -> TimeDraw:
 
     def draw(path: Any, key: Key, index: Array) -> Array:
         turns = index.astype(jnp.uint32) * jnp.uint32(_GOLDEN)
-        return _between(path, (jax.random.uniform(key) + turns / 2**32) % 1.0)
+        return _between(path, (jax.random.uniform(key) + turns.astype(float) * 2.0**-32) % 1.0)
 
     return draw
 
