@@ -30,7 +30,8 @@ def _seconds(fn: Callable[[], Any]) -> float:
 
 def ratio(a: Callable[[], Any], b: Callable[[], Any], seconds: float) -> tuple[float, float, float, int]:
     """`(median of a/b, median a, median b, pairs)`: a and b in turn until the time is over, at least three pairs."""
-    a_times, b_times = [], []
+    a_times: list[float] = []
+    b_times: list[float] = []
     a(), b()
     end = time.perf_counter() + seconds
     while len(a_times) < 3 or time.perf_counter() < end:
@@ -66,8 +67,10 @@ def _sampler_lines(run: Run, num: int, seconds: float) -> Iterator[str]:
         fresh.lower(run.params, jax.random.key(0), cond, num).compile()
         return time.perf_counter() - start
 
-    with jax.enable_compilation_cache(False):
-        times = [(compile_seconds(1000), compile_seconds(10)) for _ in range(3)]
+    cached = jax.config.read("jax_enable_compilation_cache")
+    jax.config.update("jax_enable_compilation_cache", False)
+    times = [(compile_seconds(1000), compile_seconds(10)) for _ in range(3)]
+    jax.config.update("jax_enable_compilation_cache", cached)
     pairs_ = [a / b for a, b in times]
     long, short = (statistics.median(column) for column in zip(*times, strict=True))
     yield f"compile    {statistics.median(pairs_):.3f} x  1,000 steps: {long:.2f} s; 10 steps: {short:.2f} s (3 pairs)"

@@ -130,6 +130,7 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def train(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    """Train, resuming by itself, and score the result."""
     from jaxdiff import configfile, fit
 
     config = configfile.load(args.config, overrides)
@@ -144,6 +145,7 @@ def train(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
+    """Score a run's samples."""
     run = _load(args)
     with run.config.unlocked():
         run.config.evaluate.batch_size = args.batch_size
@@ -176,6 +178,7 @@ def _evaluate(workdir: str, run: Any, options: dict[str, Any], progress: bool = 
 
 
 def sample(args: argparse.Namespace) -> int:
+    """Draw samples to a file."""
     from jaxdiff import build, evaluation, fit, score
 
     if Path(args.out).suffix not in (".png", ".npz"):
@@ -194,6 +197,7 @@ def sample(args: argparse.Namespace) -> int:
 
 
 def likelihood(args: argparse.Namespace) -> int:
+    """Print the test split's negative log-likelihood."""
     from jaxdiff import score
 
     found = score.likelihood(_load(args), args.num, args.seed, args.trace, args.probes)
@@ -203,6 +207,7 @@ def likelihood(args: argparse.Namespace) -> int:
 
 
 def data(args: argparse.Namespace) -> int:
+    """List, prepare or show data sources."""
     from jaxdiff import data as sources
     from jaxdiff import evaluation
 
@@ -229,6 +234,7 @@ def data(args: argparse.Namespace) -> int:
 
 
 def bench(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    """Print timings of a config, as they are measured."""
     from jaxdiff import benchmark, configfile
 
     config = configfile.load(args.config, overrides)

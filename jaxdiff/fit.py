@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from jaxdiff import build, data, evaluation, training
 from jaxdiff.run import Run
-from jaxdiff.types import Batch
 
 # keys that say how a run is watched, not what it is: they may differ when it is resumed
 MAY_CHANGE = (
@@ -37,7 +36,7 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
     build.write_facts(workdir, known)
     mesh = training.data_mesh() if jax.device_count() > 1 else None
 
-    def batches(start: int) -> Iterator[Batch]:
+    def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
         for batch in pipe.batches(start):
             yield batch if known.num_classes else {name: batch[name] for name in ("x", "index")}
 

@@ -34,10 +34,11 @@ class Run(NamedTuple):
 
     def denoiser(self, params: Params, cond: Cond = None) -> Denoiser:
         """`(key, x_t, t, cond) -> Prediction`; `cond` here is what it is told when the caller gives none."""
+        told = cond
         inner = make_denoiser(build.apply(self.network), params, self.path, build.parameterization(self.config))
 
-        def denoise(key: Key, x_t: Any, t: Any, now: Cond = None) -> Prediction:
-            return inner(key, x_t, t, cond if now is None else now)
+        def denoise(key: Key, x_t: Any, t: Any, cond: Cond = None) -> Prediction:
+            return inner(key, x_t, t, told if cond is None else cond)
 
         return denoise
 

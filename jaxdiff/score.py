@@ -79,7 +79,7 @@ def score(
 ) -> tuple[dict[str, Any], Samples]:
     """`(numbers by name, the samples)`. `metrics` picks from IMAGE_METRICS or POINT_METRICS; () is all that suit."""
     part = run.config.evaluate
-    allowed = POINT_METRICS if run.facts.kind == "points" else IMAGE_METRICS
+    allowed: tuple[str, ...] = POINT_METRICS if run.facts.kind == "points" else IMAGE_METRICS
     if run.facts.kind == "image" and not run.facts.num_classes:
         allowed = tuple(name for name in allowed if name != "agreement")
     wanted = tuple(metrics) or tuple(part.metrics) or allowed
@@ -102,7 +102,8 @@ def _score_points(run: Run, samples: Samples) -> dict[str, Any]:
 
 
 def _score_images(run: Run, workdir: Path, samples: Samples, wanted: Sequence[str], progress: bool) -> dict[str, Any]:
-    part, found = run.config.evaluate, {}
+    part = run.config.evaluate
+    found: dict[str, Any] = {}
     judge: Judge | None = None
     if run.facts.num_classes or not part.inception:
         judge = judge_of(run.config, workdir, progress)

@@ -50,9 +50,10 @@ def noise_like(key: Key, tree: Tree) -> Tree:
     """Standard normal noise of `tree`'s shapes and dtypes, an independent draw for every leaf."""
     leaves, treedef = jax.tree.flatten(tree)
     if len(leaves) == 1:  # one variable uses the key itself, so that x alone and {"x": x} draw alike
-        return treedef.unflatten([jax.random.normal(key, leaves[0].shape, leaves[0].dtype)])
+        return jax.tree.unflatten(treedef, [jax.random.normal(key, leaves[0].shape, leaves[0].dtype)])
     keys = jax.random.split(key, len(leaves))
-    return treedef.unflatten([jax.random.normal(k, v.shape, v.dtype) for k, v in zip(keys, leaves, strict=True)])
+    draws = [jax.random.normal(k, v.shape, v.dtype) for k, v in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, draws)
 
 
 def example_keys(key: Key, index: Array) -> Key:
