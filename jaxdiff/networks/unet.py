@@ -70,6 +70,8 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, t: Time, cond: Cond = None, train: bool = False) -> Array:
+        if t is None:
+            raise ValueError("UNet got t=None; it needs t, the noise level (c_noise) of each example, of shape (B,)")
         shared = {f.name: getattr(self, f.name) for f in fields(UNetEncoder) if f.name not in ("parent", "name")}
         h, skips, emb, text, text_mask = UNetEncoder(**shared, name="encoder")(x, t, cond, train)
         left = list(skips)

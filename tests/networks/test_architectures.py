@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.networks import MLP, Classifier, UNet, UNetEncoder, count_params
-from tests.networks.table import TIMES, TINY, images, normal, quick, random_params
+from tests.networks.table import ONE_LEVEL, TIMES, TINY, images, normal, quick, random_params
 
 ADM = {"out_channels": 6, "num_classes": 1000, "attention_resolutions": (32, 16, 8)}
 PUBLISHED = {
@@ -55,8 +55,8 @@ def test_untrained_networks_answer_zero():
     net = MLP(width=8, depth=1)
     y, _ = net.init_with_output(jax.random.key(0), normal(0, 4, 2), TIMES)
     np.testing.assert_array_equal(y, np.zeros((4, 2)))
-    unet = UNet(**TINY)
-    params = jax.jit(lambda k: unet.init(k, images(), TIMES)["params"])(jax.random.key(0, impl="rbg"))
+    unet = UNet(**ONE_LEVEL)
+    params = quick(lambda k: unet.init(k, images(), TIMES)["params"])(jax.random.key(0, impl="rbg"))
     assert not any(params["head"][k].any() for k in ("kernel", "bias"))
     assert not params["encoder"]["mid_0"]["res"]["conv_out"]["kernel"].any()
     assert not params["encoder"]["mid_0"]["attention"]["out"]["kernel"].any()
@@ -64,7 +64,7 @@ def test_untrained_networks_answer_zero():
 
 def test_remat_changes_nothing():
     """Same parameter tree, value and gradient; only the memory differs."""
-    plain = UNetEncoder(**TINY, text_dim=5)
+    plain = UNetEncoder(**ONE_LEVEL, text_dim=5)
     x, cond = images(), {"text": normal(1, 4, 2, 5)}
     params = random_params(plain, x, TIMES, cond)
 
@@ -89,7 +89,7 @@ def test_sizes():
 
 def test_low_res_is_upsampled_to_x():
     """A constant low-res image is the same at any size, and equals its full-size self."""
-    net = UNet(**TINY, low_res="bilinear")
+    net = UNet(**ONE_LEVEL, low_res="bilinear")
     call = quick(lambda p, low: net.apply({"params": p}, images(), TIMES, {"low_res": low}))
     const = lambda h, w: jnp.broadcast_to(jnp.array([0.3, -0.2, 0.9]), (4, h, w, 3))
     params = random_params(net, images(), TIMES, {"low_res": const(2, 2)})
@@ -98,7 +98,7 @@ def test_low_res_is_upsampled_to_x():
 
 def test_text_masks():
     """A masked token has no influence, not even as NaN; no text is text with nothing readable."""
-    net = UNet(**TINY, text_dim=5)
+    net = UNet(**ONE_LEVEL, text_dim=5)
     text, mask = normal(0, 4, 3, 5), jnp.array([[1, 1, 0]] * 3 + [[0, 0, 0]], bool)
     params = random_params(net, images(), TIMES, {"text": text})
     call = quick(lambda p, cond: net.apply({"params": p}, images(), TIMES, cond))
@@ -109,24 +109,22 @@ def test_text_masks():
     assert float(jnp.abs(y[:3] - absent[:3]).max()) > 1e-2
 
 
-def test_classifier_features_and_clean_images():
+@pytest.mark.parametrize("pool", ["attention", "mean"])
+def test_classifier_features_and_clean_images(pool):
     """Logits are the head of `features`; parameters made without t serve both clean and noisy images."""
-    for pool in ("attention", "mean"):
-        net = Classifier(5, **TINY, pool=pool)
-        params = random_params(net, images())
-        both = quick(
-            lambda p, t, net=net: (
-                net.apply({"params": p}, images(), t),
-                net.apply({"params": p}, images(), t, method="features"),
-            )
-        )
-        for t in (None, TIMES):
-            logits, features = both(params, t)
-            assert features.shape == (4, 16) and features.dtype == logits.dtype == jnp.float32
-            np.testing.assert_allclose(features @ params["head"]["kernel"] + params["head"]["bias"], logits, atol=1e-4)
-        assert float(jnp.abs(both(params, None)[0] - logits).max()) > 1e-3
-        labelled = lambda: net.apply({"params": params}, images(), None, {"label": jnp.zeros((4,), jnp.int32)})
-        assert jax.eval_shape(labelled).shape == (4, 5)
+    net = Classifier(5, **ONE_LEVEL, pool=pool)
+    params = random_params(net, images())
+
+    def both(p, t):
+        v = {"params": p}
+        return net.apply(v, images(), t), net.apply(v, images(), t, method="features")
+
+    (clean, _), (noisy, features) = quick(both)(params, None), quick(both)(params, TIMES)
+    assert features.shape == (4, 8) and features.dtype == clean.dtype == jnp.float32
+    np.testing.assert_allclose(features @ params["head"]["kernel"] + params["head"]["bias"], noisy, atol=1e-4)
+    assert float(jnp.abs(clean - noisy).max()) > 1e-3
+    labelled = lambda: net.apply({"params": params}, images(), None, {"label": jnp.zeros((4,), jnp.int32)})
+    assert jax.eval_shape(labelled).shape == (4, 5)
 
 
 U = UNet(**TINY)
