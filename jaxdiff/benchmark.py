@@ -67,7 +67,7 @@ def _sampler_lines(run: Run, num: int, seconds: float) -> Iterator[str]:
         fresh.lower(run.params, jax.random.key(0), cond, num).compile()
         return time.perf_counter() - start
 
-    cached = jax.config.read("jax_enable_compilation_cache")
+    cached = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
     times = [(compile_seconds(1000), compile_seconds(10)) for _ in range(3)]
     jax.config.update("jax_enable_compilation_cache", cached)

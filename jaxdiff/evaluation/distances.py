@@ -33,6 +33,8 @@ class Moments(NamedTuple):
 
 
 class FrechetDistance(NamedTuple):
+    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), in squared feature units; it shrinks as samples grow."""
+
     value: float
     n_real: int
     n_fake: int
@@ -60,6 +62,8 @@ class PrecisionRecall(NamedTuple):
 
 
 class InceptionScore(NamedTuple):
+    """From 1 to the number of classes, higher is better: mean and standard deviation over the splits."""
+
     mean: float
     std: float
     splits: int
@@ -67,6 +71,8 @@ class InceptionScore(NamedTuple):
 
 
 class EnergyDistance(NamedTuple):
+    """2 E|x - y| - E|x - x'| - E|y - y'|, in the data's units; 0 only for equal distributions."""
+
     value: float
     n_real: int
     n_fake: int

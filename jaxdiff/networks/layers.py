@@ -71,6 +71,7 @@ def conv3x3(features: int, *, stride: int = 1, zero: bool = False, **kwargs: Any
 
 
 def dense(features: int, *, zero: bool = False, **kwargs: Any) -> nn.Dense:
+    """A dense layer with this project's initialisation, or all zeros."""
     return nn.Dense(features, kernel_init=ZERO_INIT if zero else KERNEL_INIT, **kwargs)
 
 
