@@ -48,6 +48,7 @@ def fourier(x: Array, features: int, scale: float = 1.0, seed: int = 0) -> Array
 class TimeEmbedding(nn.Module):
     """Dense, SiLU, Dense on an embedding of c_noise [B] -> [B, features].
 
+    Computed and returned in at least float32: these are a few vectors, and c_noise = ln(sigma) / 4 moves by little.
     `kind` "sinusoidal" (DDPM, ADM, EDM) or "fourier" (random frequencies of std 16, NCSN++: finer for ln(sigma) / 4).
     """
 
@@ -61,7 +62,7 @@ class TimeEmbedding(nn.Module):
     def __call__(self, t: Time) -> Array:
         if self.kind not in ("sinusoidal", "fourier"):
             raise ValueError(f"time embedding got kind={self.kind!r}; allowed: 'sinusoidal', 'fourier'")
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        kinds = {"dtype": at_least_float32(self.dtype), "param_dtype": self.param_dtype}
         waves = sinusoidal(t, self.frequencies) if self.kind == "sinusoidal" else fourier(t, self.frequencies, 16.0)
         return dense(self.features, name="out", **kinds)(nn.silu(dense(self.features, name="in", **kinds)(waves)))
 

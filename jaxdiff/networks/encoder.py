@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxdiff.networks.attention import CrossAttention, SelfAttention
 from jaxdiff.networks.embeddings import ClassEmbedding, LatentMapping, TextPool, TimeEmbedding
-from jaxdiff.networks.layers import Downsample, ResidualBlock, conv3x3, space_to_depth
+from jaxdiff.networks.layers import Downsample, ResidualBlock, at_least_float32, conv3x3, space_to_depth
 from jaxdiff.networks.slots import checked, enabled_keys, per_example, readable_text, spatial_input
 from jaxdiff.types import Array, Cond, Time
 
@@ -171,7 +171,7 @@ class UNetEncoder(nn.Module):
         width = 4 * self.channels
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         time = partial(TimeEmbedding, width, self.channels, self.time_embedding, **kinds)
-        emb = jnp.zeros((batch, width), self.dtype)
+        emb = jnp.zeros((batch, width), at_least_float32(self.dtype))
         if t is not None:
             emb = emb + time(name="time")(per_example(t, batch, "t"))
         elif self.is_initializing():  # so that parameters initialised without t can later be called with it

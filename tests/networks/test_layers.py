@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.networks.attention import CrossAttention, SelfAttention, attend
-from jaxdiff.networks.embeddings import TextPool, fourier, sinusoidal
+from jaxdiff.networks.embeddings import TextPool, TimeEmbedding, fourier, sinusoidal
 from jaxdiff.networks.layers import (
     GroupNorm,
     ResidualBlock,
@@ -54,6 +54,15 @@ def test_sinusoidal_formula(t):
     want = [f(t * 10_000 ** (-i / 4)) for f in (math.cos, math.sin) for i in range(4)]
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got[0], want, atol=1e-4)  # float32 angles near 999 are good to 6e-5
+
+
+def test_time_embedding_keeps_levels_apart_in_bfloat16():
+    """Two levels that bfloat16 cannot tell apart (0.5 and 0.5005) still get different embeddings."""
+    net = TimeEmbedding(8, 8, dtype=jnp.bfloat16)
+    t = jnp.array([0.5, 0.5005])
+    y = quick(net.apply)({"params": random_params(net, t)}, t)
+    assert t.astype(jnp.bfloat16)[0] == t.astype(jnp.bfloat16)[1]
+    assert y.dtype == jnp.float32 and float(jnp.abs(y[0] - y[1]).max()) > 1e-5
 
 
 def test_fourier_kernel_and_stability():
