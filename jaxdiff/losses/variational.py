@@ -53,26 +53,20 @@ def binned_log_prob(x: Array, mean: Array, log_var: Array, levels: int) -> Array
 def reverse_log_variance(path: Discrete, prediction: Prediction, t: Array, like: Array, variance: str) -> Array:
     """log variance of p(x_{t-1} | x_t), t whole: log beta-tilde, log beta, or their learned mixture.
 
-    beta-tilde is 0 at t = 1; as in the papers' code its place is taken by the value at t = 2.
+    beta-tilde is 0 at t = 1; as in the papers' code its place is taken by the value at t = 2 (by beta where T = 1).
     """
-    ones = jnp.zeros_like(like)
-    _, large = path_variance(path, t)
-    _, std = posterior(path, ones, ones, jnp.maximum(t, jnp.minimum(2.0, path.t_max)), jnp.maximum(t, 2.0) - 1)
-    small, large = 2 * jnp.log(std), expand(jnp.log(large), like)
-    if path.num_steps == 1 or variance == "large":
+    betas = jnp.asarray(path.betas, t.dtype)
+    large = expand(jnp.log(betas[(t - 1).astype(jnp.int32)]), like)
+    if variance == "large" or path.num_steps == 1:
         return jnp.broadcast_to(large, like.shape)
+    blank, floor = jnp.zeros_like(like), jnp.maximum(t, 2.0)
+    small = 2 * jnp.log(posterior(path, blank, blank, floor, floor - 1)[1])
     if variance == "small":
         return jnp.broadcast_to(small, like.shape)
     if prediction.var_mix is None:
-        raise ValueError("the learned variance needs a prediction with var_mix; mend: parameterization.learned_variance=True, "
-                         "or variance='small'")
+        raise ValueError("variance='learned' got a prediction without var_mix; mend: "
+                         "parameterization.learned_variance=True, or variance='small'")
     return prediction.var_mix * large + (1 - prediction.var_mix) * small
-
-
-def path_variance(path: Discrete, t: Array) -> tuple[Array, Array]:
-    """`(1 - beta_t, beta_t)` at whole times t, `[B]`."""
-    betas = jnp.asarray(path.betas, t.dtype)[(t - 1).astype(jnp.int32)]
-    return 1 - betas, betas
 
 
 def step_term(
