@@ -57,23 +57,22 @@ class AnyPath:
     def __init__(self, paths, number):
         self.paths, self.number = tuple(paths), number
 
-    def _choose(self, name, value):
-        return jax.lax.switch(self.number, [getattr(path, name) for path in self.paths], value)
+    def _chosen(self, values):
+        return jnp.stack([jnp.asarray(value, float) for value in values])[self.number]
 
     def alpha(self, t):
-        return self._choose("alpha", t)
+        return self._chosen(path.alpha(t) for path in self.paths)
 
     def sigma(self, t):
-        return self._choose("sigma", t)
+        return self._chosen(path.sigma(t) for path in self.paths)
 
     def time_at(self, log_snr):
-        inverses = [lambda value, path=path: jd.sde.time_at(path, value) for path in self.paths]
-        return jax.lax.switch(self.number, inverses, log_snr)
+        return self._chosen(jd.sde.time_at(path, log_snr) for path in self.paths)
 
     @property
     def t_max(self):
-        return jnp.asarray([path.t_max for path in self.paths])[self.number]
+        return self._chosen(path.t_max for path in self.paths)
 
     @property
     def t_min(self):
-        return jnp.asarray([path.t_min for path in self.paths])[self.number]
+        return self._chosen(path.t_min for path in self.paths)

@@ -54,6 +54,7 @@ def heun(
             level = jnp.exp(-0.5 * log_snr(path, t))
             gamma = jnp.where((level >= churn_min) & (level <= churn_max), state.memory, 0)
             x, t = _raise_noise(key, x, path, t, gamma, noise_scale)
+            x = model.observe(x, t)
         slope = velocity(path, model.predict(x, t), t)
 
         def advance(rate: Any) -> Any:

@@ -86,7 +86,7 @@ def log_likelihood(
     atol: float | None = None,
     max_steps: int = 10_000,
 ) -> Array:
-    """log p(x) in nats, `[B]`.
+    """log p(x) in nats, `[B]`, in x's dtype (at least float32).
 
     Args:
       denoise: `(key, x_t, t, cond) -> Prediction`, each example on its own.
@@ -129,7 +129,8 @@ def log_likelihood(
         control: Any = diffrax.PIDController(rtol=rtol or tolerance, atol=atol or tolerance)
     else:
         times = _ascending(grid, path_x)
-        control = diffrax.StepTo(times)
+        control = diffrax.StepTo(times.astype(x.dtype))
+    times = times.astype(x.dtype)  # else a float64 time would raise a float32 state
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(augmented),
         diffrax.Dopri5(),

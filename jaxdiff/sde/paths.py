@@ -255,7 +255,8 @@ class Discrete:
         betas = np.asarray(self.betas, np.float64)
         if betas.ndim != 1 or not len(betas) or not np.all((betas > 0) & (betas < 1)):
             span = f" from {betas.min()} to {betas.max()}" if betas.size else ""
-            raise ValueError(f"Discrete got betas of shape {betas.shape}{span}; allowed: a non-empty list of numbers in (0, 1)")
+            raise ValueError(f"Discrete got betas of shape {betas.shape}{span}; "
+                             "allowed: a non-empty list of numbers in (0, 1)")
         object.__setattr__(self, "betas", tuple(float(b) for b in betas))
 
     @property
