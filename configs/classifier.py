@@ -1,9 +1,10 @@
 """A classifier of clean images, to judge samples with (agreement, Frechet distance of its features).
 
-    jaxdiff train --config=configs/classifier.py:data=mnist5k --workdir=runs/mnist5k_classifier
+    jaxdiff train --config=configs/classifier.py:data=mnist5k,side=28 --workdir=runs/mnist5k_classifier
     jaxdiff evaluate --workdir=runs/mnist5k --classifier=runs/mnist5k_classifier
 
-`jaxdiff evaluate` trains this very one beside a run when none is named. data: any source; steps; smoke: seconds.
+`jaxdiff evaluate` trains this very one beside a run when none is named.
+data: any source; side: of its pictures, in pixels; steps: 0 suits the side; smoke: seconds.
 """
 
 from jaxdiff.configfile import words
@@ -12,7 +13,7 @@ from jaxdiff.tables import base
 
 
 def get_config(arg: str = ""):
-    arg = words(arg, data="digits", steps=600, smoke=False)
+    arg = words(arg, data="digits", side=8, steps=0, smoke=False)
     data = base().data
     data.source = arg.data
-    return classifier_config(data, steps=4 if arg.smoke else arg.steps)
+    return classifier_config(data, arg.side, steps=4 if arg.smoke else arg.steps)

@@ -30,8 +30,10 @@ class Judge(NamedTuple):
     name: str
 
 
-def classifier_config(data: ConfigDict, seed: int = 0, steps: int = 600) -> ConfigDict:
-    """The config of a classifier of clean images of `data` (a config's data section)."""
+def classifier_config(data: ConfigDict, side: int, seed: int = 0, steps: int | None = None) -> ConfigDict:
+    """The config of a classifier of clean images `side` pixels long, of `data` (a config's data section)."""
+    small = side <= 16
+    steps = steps or (300 if small else 800)
     config = tables.base()
     config.name, config.seed = "classifier", seed
     config.data.update(data.to_dict())
@@ -41,8 +43,9 @@ def classifier_config(data: ConfigDict, seed: int = 0, steps: int = 600) -> Conf
         config.path.kind = "none"
         config.loss.kind = "classification"
         config.loss.smoothing = 0.1
-        config.network.update({"kind": "classifier", "channels": 32, "channel_mult": (1, 2, 2), "num_blocks": 1,
-                               "attention_resolutions": (), "dropout": 0.2, "pool": "mean"})
+        config.network.update({"kind": "classifier", "channels": 32, "channel_mult": (1, 2), "num_blocks": 1,
+                               "attention_resolutions": (), "dropout": 0.2, "pool": "mean",
+                               "patch_size": 1 if small else 2})
         config.optimizer.update({"kind": "adamw", "learning_rate": 2e-3, "warmup_steps": steps // 10, "decay": "cosine",
                                  "weight_decay": 0.05})
         config.ema.decay = 0.99
@@ -64,14 +67,15 @@ def from_run(run: Run) -> Judge:
     return Judge(logits, features, accuracy, len(y), f"classifier of {run.config.data.source}, step {run.step}")
 
 
-def judge_of(config: ConfigDict, workdir: Any, progress: bool = True) -> Judge:
-    """The judge of a run: `evaluate.classifier` if the config names one, else one trained in `workdir`/classifier."""
+def judge_of(run: Run, workdir: Any, progress: bool = True) -> Judge:
+    """The judge of a run: `evaluate.classifier` if its config names one, else one trained in `workdir`/classifier."""
+    config = run.config
     if config.evaluate.classifier:
         return from_run(load_run(config.evaluate.classifier))
     home = Path(workdir) / "classifier"
-    steps = 600 if config.train.steps > 20 else 4  # a smoke run judges with a smoke classifier
-    wanted = classifier_config(config.data, config.seed, steps)
-    if not training.steps(home) or configfile.from_run(home).train.steps != steps:
+    steps = None if config.train.steps > 20 else 4  # a smoke run judges with a smoke classifier
+    wanted = classifier_config(config.data, run.facts.shape[0], config.seed, steps)
+    if not training.steps(home) or configfile.from_run(home).train.steps != wanted.train.steps:
         if progress:
             print(f"training a classifier of {config.data.source}, once, to judge samples with")
         fit.train(wanted.lock(), home, progress)

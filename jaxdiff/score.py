@@ -106,7 +106,7 @@ def _score_images(run: Run, workdir: Path, samples: Samples, wanted: Sequence[st
     found: dict[str, Any] = {}
     judge: Judge | None = None
     if run.facts.num_classes or not part.inception:
-        judge = judge_of(run.config, workdir, progress)
+        judge = judge_of(run, workdir, progress)
         found |= {"classifier_accuracy": judge.accuracy, "classifier_n": judge.n}
     if part.inception:
         name, features = "inception pool3", evaluation.inception_features(part.inception)
@@ -159,8 +159,10 @@ def _distances(reference: Statistics, fake: Statistics, wanted: Sequence[str]) -
     return found
 
 
-def likelihood(run: Run, num: int | None = None, seed: int = 0, trace: str = "exact", probes: int = 1) -> dict[str, Any]:
-    """Mean negative log-likelihood of the test split.
+def likelihood(
+    run: Run, num: int | None = None, seed: int = 0, trace: str | None = None, probes: int = 1
+) -> dict[str, Any]:
+    """Mean negative log-likelihood of the test split; `trace` is "exact", "hutchinson", or by default what D affords.
 
     A Discrete run: the variational bound in bits/dim. Others: the probability-flow ODE, of images dequantised with one
     uniform draw, in bits/dim; of points, in nats.
@@ -172,6 +174,7 @@ def likelihood(run: Run, num: int | None = None, seed: int = 0, trace: str = "ex
     records = build.source(config, "test")
     num = len(records) if num is None else min(num, len(records))
     batch = data.preview(records, num, preprocess=build.preprocess(config, known), seed=seed)
+    trace = trace or ("exact" if known.dim <= 16 else "hutchinson")
     denoise, key = run.denoiser(run.params), jax.random.key(seed)
     variance = "learned" if config.parameterization.learned_variance else "small"
 

@@ -1,0 +1,98 @@
+"""Measure configs one after another and keep a row of each; README's tables are made from the rows.
+
+    python launch/measure.py run configs/results/digits.jsonl configs/digits.py:method={ddpm,edm,flow}
+    python launch/measure.py table configs/results/digits.jsonl
+
+`run` trains each config in runs/measure/NAME, scores it, and appends a row to the file at once; a config that has a row
+is passed over, so the same command goes on after a stop. A row: config, overrides, seed, steps, hardware, versions,
+commit, wall seconds and figures. Overrides are given as `--config.key=value` after the configs and hold for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+from jaxdiff import configfile, fit, score, training
+from jaxdiff.run import load_run
+
+
+def hardware() -> str:
+    """The device, or the processor and how many cores this process may use."""
+    found = training.versions()
+    if found["platform"] != "cpu":
+        return f"{found['devices']} x {found['device']}"
+    return f"CPU, {len(os.sched_getaffinity(0))} cores ({platform.machine()})"
+
+
+def measure(spec: str, overrides: list[tuple[str, str]], root: Path) -> dict:
+    """Train and score one config: its row."""
+    config = configfile.load(spec, overrides)
+    name = "_".join([config.name, *(f"{key}={value}" for key, value in overrides)]).replace("/", "-")
+    workdir, start = root / name, time.time()
+    before = max(training.steps(workdir), default=0)
+    outcome = fit.train(config, workdir)
+    if outcome.signal is not None:
+        raise SystemExit(128 + outcome.signal)
+    seconds = time.time() - start if before == 0 else None  # a resumed run's wall time is not one number
+    figures, _ = score.score(load_run(workdir), workdir)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    return {
+        "config": spec, "overrides": dict(overrides), "seed": config.seed, "steps": outcome.step, "train_seconds": seconds,
+        "sampler": f"{config.sampler.kind}, {config.sampler.num_steps} steps", "hardware": hardware(), "commit": commit,
+        "versions": {key: value for key, value in training.versions().items() if key in ("jaxdiff", "jax", "python")},
+        "figures": {key: value for key, value in figures.items() if not isinstance(value, dict)},
+    }
+
+
+def rows(file: Path) -> list[dict]:
+    """The rows of a results file; none if it is not there."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def table(found: list[dict]) -> str:
+    """The rows as a Markdown table."""
+    images = any("agreement" in row["figures"] for row in found)
+    heads = ["modes", "high_quality", "kl", "std_ratio", "energy"]
+    heads = ["agreement", "frechet", "frechet_floor", "precision", "recall"] if images else heads
+    lines = ["| config | sampler | " + " | ".join(heads) + " | n | training | hardware |", "|---" * (len(heads) + 5) + "|"]
+    for row in found:
+        values = [row["figures"].get(head, "") for head in heads]
+        shown = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in values]
+        spent = "-" if row["train_seconds"] is None else f"{row['train_seconds']:.0f} s"
+        cells = [f"`{row['config']}`", row["sampler"], *shown, str(row["figures"]["n_fake"]),
+                 f"{row['steps']} steps, {spent}", row["hardware"]]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """`run FILE CONFIG ...` or `table FILE`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=("run", "table"))
+    parser.add_argument("file", type=Path, help="configs/results/NAME.jsonl")
+    parser.add_argument("configs", nargs="*", help="FILE.py[:arg] ...")
+    parser.add_argument("--root", type=Path, default=Path("runs/measure"), help="where the runs go")
+    args, rest = parser.parse_known_args()
+    overrides = [tuple(word.removeprefix("--config.").split("=", 1)) for word in rest]
+    if args.verb == "table":
+        print(table(rows(args.file)))
+        return
+    for spec in args.configs:
+        if any(row["config"] == spec and row["overrides"] == dict(overrides) for row in rows(args.file)):
+            print(f"{spec}: already measured")
+            continue
+        row = measure(spec, overrides, args.root)
+        args.file.parent.mkdir(parents=True, exist_ok=True)
+        with args.file.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(table([row]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
