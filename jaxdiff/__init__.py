@@ -5,38 +5,68 @@
 >>> jd.sde.grids.uniform(path, 10).shape
 (11,)
 
-The wings that other JAX code seldom needs (`data`, `evaluation`, `networks`, `training`) and what stands above them
-(`fit`, `load_run`) are imported when they are first used.
+Everything is imported when it is first used, so that `jaxdiff --help` answers before jax is there.
 """
 
 import importlib
-from typing import Any
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from jaxdiff import conditioning, guidance, losses, samplers, sde, types
-from jaxdiff.denoiser import denoiser
-from jaxdiff.sde import parameterizations
-from jaxdiff.types import Prediction
 from jaxdiff.version import __version__
 
-_LATER = {
-    "configfile": "jaxdiff.configfile", "data": "jaxdiff.data", "evaluation": "jaxdiff.evaluation", "fit": "jaxdiff.fit",
-    "networks": "jaxdiff.networks", "score": "jaxdiff.score", "training": "jaxdiff.training",
+if TYPE_CHECKING:
+    from jaxdiff import (
+        conditioning,
+        configfile,
+        data,
+        evaluation,
+        fit,
+        guidance,
+        losses,
+        networks,
+        samplers,
+        score,
+        sde,
+        training,
+        types,
+    )
+    from jaxdiff.denoiser import denoiser
+    from jaxdiff.run import load_run
+    from jaxdiff.sde import parameterizations
+    from jaxdiff.types import Prediction
+
+# names that are not modules of this package, and the modules that hold them
+_HELD = {
+    "Prediction": "jaxdiff.types", "denoiser": "jaxdiff.denoiser", "load_run": "jaxdiff.run",
+    "parameterizations": "jaxdiff.sde",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name == "load_run":
-        return importlib.import_module("jaxdiff.run").load_run
-    if name in _LATER:
-        return importlib.import_module(_LATER[name])
-    raise AttributeError(f"module 'jaxdiff' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_LATER, "load_run"])
-
 
 __all__ = [
     "Prediction", "__version__", "conditioning", "configfile", "data", "denoiser", "evaluation", "fit", "guidance",
     "load_run", "losses", "networks", "parameterizations", "samplers", "score", "sde", "training", "types",
 ]
+
+
+class _Package(ModuleType):
+    """This package as a module whose public names are imported at first use."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module 'jaxdiff' has no attribute {name!r}")
+        found = importlib.import_module(_HELD.get(name, f"jaxdiff.{name}"))
+        if name in _HELD:
+            found = getattr(found, name)
+        super().__setattr__(name, found)
+        return found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _HELD and isinstance(value, ModuleType):
+            return  # importing a submodule binds it here: `jd.denoiser` stays the function of that name
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package
