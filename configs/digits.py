@@ -23,5 +23,5 @@ def get_config(arg: str = ""):
                                "attention_resolutions": (4,), "head_channels": 64, "dropout": 0.1})
         config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 200, "decay": "cosine", "final_scale": 0.02})
     config.data.batch_size = 128
-    config.train.update({"steps": 1500, "log_every": 100, "eval_every": 500, "checkpoint_every": 500, "preview": 100})
+    config.train.update({"steps": 1200, "log_every": 100, "eval_every": 400, "checkpoint_every": 400, "preview": 100})
     return smoke(config) if arg.smoke else config

@@ -226,7 +226,9 @@ def data(args: argparse.Namespace) -> int:
     if records.kind == "image":
         picture = evaluation.image_grid(shown)
     else:
-        picture = evaluation.scatter_picture(shown, shown, title=args.name, labels=("all axes", "the same"))
+        other = "test" if args.split == "train" else "train"
+        beside = sources.preview(sources.open_source(args.name, other, **options), args.num)["x"]
+        picture = evaluation.scatter_picture(shown, beside, title=args.name, labels=(args.split, other))
     evaluation.save_png(args.out, picture)
     print(f"{len(shown)} of {len(records)} examples of {args.name} ({args.split}), shape {records.shape}, "
           f"{records.num_classes} classes: {args.out}")

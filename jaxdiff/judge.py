@@ -33,7 +33,7 @@ class Judge(NamedTuple):
 def classifier_config(data: ConfigDict, side: int, seed: int = 0, steps: int | None = None) -> ConfigDict:
     """The config of a classifier of clean images `side` pixels long, of `data` (a config's data section)."""
     small = side <= 16
-    steps = steps or (300 if small else 800)
+    steps = steps or (250 if small else 800)
     config = tables.base()
     config.name, config.seed = "classifier", seed
     config.data.update(data.to_dict())

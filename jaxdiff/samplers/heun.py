@@ -2,7 +2,8 @@
 
 d = dx/dt at (x, t);  x' = x + (s - t) d;  then, unless sigma(s) = 0, the trapezium x + (s - t)(d + d') / 2 with d' at
 (x', s). Second order; 2 N - 1 network calls on a grid that ends at sigma = 0. With churn, noise is first added to raise
-the level sigma / alpha by 1 + gamma, gamma = min(churn / N, sqrt 2 - 1), inside [churn_min, churn_max].
+the level sigma / alpha by 1 + gamma, gamma = min(churn / N, sqrt 2 - 1), inside [churn_min, churn_max], but never beyond
+t_max. The observe hook is asked again at the raised level and at (x', s).
 """
 
 from __future__ import annotations

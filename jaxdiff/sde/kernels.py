@@ -149,4 +149,4 @@ def needs_signal(path: Any, what: str) -> None:
             alpha = p.alpha(as_time(p.t_max))
         if not isinstance(alpha, jax.core.Tracer) and float(alpha) == 0.0:
             raise ValueError(f"{what} is undefined at alpha = 0, but {p} reaches it; mend: t_max=.999, or x0, v, velocity "
-                             "or edm prediction with ddim or heun on a uniform grid")
+                             "or edm prediction with ddim, ancestral or heun on a uniform grid")

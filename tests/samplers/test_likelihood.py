@@ -54,7 +54,8 @@ def test_density_of_the_ode_and_of_the_data(x64, name):
     for mean in (0.4, 0.0):
         x, own = closed_form(path, mean, z)
         got = np.asarray(adaptive()(number, mean, jnp.asarray(x)[:, None]))
-        at_t_min = stats.norm.logpdf(x, float(path.alpha(path.t_min)) * mean, float(oracle.marginal_std(path, STD, path.t_min)))
+        std_0 = float(oracle.marginal_std(path, STD, path.t_min))
+        at_t_min = stats.norm.logpdf(x, float(path.alpha(path.t_min)) * mean, std_0)
         gap = np.abs(got - at_t_min).max()
         print(f"{name:8s} mean {mean}: error {np.abs(got - own).max():.1e}, gap to the noised data {gap:.1e}")
         np.testing.assert_allclose(got, own, atol=1e-5)
