@@ -31,8 +31,8 @@ def build(name, **options):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_exact_denoiser_has_the_closed_form_loss(x64, name):
-    """Expected error s^2 sigma^2 / c in x0, carried to each raw space; 5 standard errors are 2 % here."""
-    row, batch = ROWS[name], gaussian_batch(4000, 32)
+    """Expected error s^2 sigma^2 / c in x0, carried to each raw space; 5 standard errors are 3 % here."""
+    row, batch = ROWS[name], gaussian_batch(2000, 32)
 
     def losses(t):
         def one(kind):
@@ -51,14 +51,14 @@ def test_exact_denoiser_has_the_closed_form_loss(x64, name):
         for kind, value in seen.items():
             factor = raw_per_x0(kind, row, t)
             np.testing.assert_allclose(value, factor * error, rtol=1e-7, err_msg=f"{kind} {t}")
-            np.testing.assert_allclose(value, factor * posterior_variance(row, t, STD), rtol=2e-2, err_msg=f"{kind} {t}")
+            np.testing.assert_allclose(value, factor * posterior_variance(row, t, STD), rtol=3e-2, err_msg=f"{kind} {t}")
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_minimiser_is_least_squares_in_every_parameterization(x64, name):
     """raw = a x_t + b at one t: the gradient vanishes at the least-squares denoiser of the same draws, which is the true
     one within sampling error, whatever the parameterisation and the weighting."""
-    row, batch = ROWS[name], gaussian_batch(4000, 32)
+    row, batch = ROWS[name], gaussian_batch(2000, 32)
     every = (weightings.simple(), weightings.likelihood(), weightings.edm(), weightings.min_snr(), weightings.sigmoid())
     apply_fn = lambda p, x, c, cond: p["a"] * x + p["b"]
 
