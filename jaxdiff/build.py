@@ -92,19 +92,21 @@ def check_labels(label: Any, known: Facts) -> None:
 
 def labels_from_text(text: str, num: int, known: Facts) -> np.ndarray:
     """`num` labels from "3", "3,5" or class names, in turn, int32."""
+    if known.num_classes == 0:
+        raise ValueError(f"label {text!r} was given but this run has no classes; mend: leave it out")
     names = {name: i for i, name in enumerate(known.class_names)}
+    allowed = f"0 to {known.num_classes - 1}"
+    words = [name for name in names if not name.isdecimal()]
+    if words:
+        allowed += f", or a name: {', '.join(words[:12])}{', ...' if len(words) > 12 else ''}"
     found = []
     for word in text.split(","):
         word = word.strip()
-        if word not in names and not word.isdigit():
-            shown = ", ".join([*names][:12]) or f"0 to {known.num_classes - 1}"
-            raise ValueError(f"--label has {word!r}; allowed: 0 to {known.num_classes - 1}, or a name: {shown}")
-        found.append(names[word] if word in names else int(word))
-    asked = np.asarray(found, np.int32)
-    if known.num_classes and asked.max() >= known.num_classes:
-        raise ValueError(f"label {asked.max()} is not a class of this run; allowed: 0 to {known.num_classes - 1}")
-    check_labels(asked, known)
-    return np.resize(asked, num)
+        number = names.get(word, int(word) if word.isdecimal() else -1)
+        if not 0 <= number < known.num_classes:
+            raise ValueError(f"label {word!r} is not a class of this run; allowed: {allowed}")
+        found.append(number)
+    return np.resize(np.asarray(found, np.int32), num)
 
 
 def preprocess(config: ConfigDict, known: Facts) -> data.Preprocess:
@@ -120,7 +122,7 @@ def pipeline(config: ConfigDict, records: data.Source, batch_size: int | None = 
     """Batches of examples, shuffled by the seed, this process's share of each."""
     return data.pipeline(
         records,
-        batch_size or config.data.batch_size,
+        config.data.batch_size if batch_size is None else batch_size,
         config.seed,
         preprocess=preprocess(config, facts(config, records)),
         process_index=jax.process_index(),
@@ -149,6 +151,9 @@ def network(config: ConfigDict, known: Facts) -> Any:
         if part[key] is not None:
             part[key] = tables.pick(DTYPES, part[key], f"network.{key}")
     extra: dict[str, Any] = {"num_classes": known.num_classes}
+    if part["kind"] == "classifier" and known.num_classes == 0:
+        raise ValueError("a classifier needs classes, and this data has none (or condition.label is False); mend: data with "
+                         "labels, such as a folder with a class per subfolder")
     if part["kind"] != "classifier":
         extra["out_channels"] = known.shape[-1] * (2 if config.parameterization.learned_variance else 1)
     return tables.make(tables.NETWORKS, part, "network", "network", **extra)
@@ -206,11 +211,9 @@ class Training(NamedTuple):
 def train_step(config: ConfigDict, net: Any, known: Facts) -> Training:
     """The train step and its first state."""
     name, loss_fn = loss(config, net, known)
-    part = {key: value for key, value in config.optimizer.items() if value is not None}
-    optimizer = training.optimizer(**part, total_steps=config.train.steps)
+    optimizer = tables.call(training.optimizer, config.optimizer, "optimizer", total_steps=config.train.steps)
     updates = [training.Update(name, loss_fn, optimizer.transform)]
-    ema = training.Ema(**{key: value for key, value in config.ema.items() if value is not None},
-                       examples_per_step=config.data.batch_size)
+    ema = tables.call(training.Ema, config.ema, "ema", examples_per_step=config.data.batch_size)
     k_params, k_run = jax.random.split(jax.random.key(config.seed))
     params = {name: init_params(config, net, known, k_params)}
     averages = {name: {"ema": ema}}

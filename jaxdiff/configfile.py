@@ -38,22 +38,34 @@ def words(arg: str, **defaults: Any) -> Any:
     return SimpleNamespace(**found)
 
 
-def _like(default: Any, text: str, name: str) -> Any:
-    """`text` as a value of `default`'s type; None takes any literal, and a bare word is a string."""
+def _literal(text: str) -> Any:
+    """`text` as Python writes it (3, 1e-4, True, None, (1, 2)), or itself."""
     try:
-        value = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text.lower(), text))
+        return ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text.lower(), text))
     except (ValueError, SyntaxError):
-        value = text
-    if default is None or value is None:
-        return value
-    if isinstance(default, str):
         return text
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+
+
+def _like(default: Any, text: str, name: str, kind: type | None = None) -> Any:
+    """`text` as a value of `default`'s type, or of `kind` where the default is None; None without a kind takes any.
+
+    A list of words or numbers is written 1,2,2 or 1+2+2; one of them alone is a list of one.
+    """
+    value = _literal(text)
+    kind = type(default) if default is not None else kind
+    if value is None or kind in (None, type(None)):
+        return value
+    if kind is str:
+        return text
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(default, (tuple, list)):
-        return tuple(value) if isinstance(value, (tuple, list)) else tuple(filter(None, text.split("+"))) or (value,)
-    if type(value) is not type(default):
-        raise ValueError(f"{name} is {text!r}; allowed: a value of type {type(default).__name__}, such as {default!r}")
+    if kind in (tuple, list):
+        if isinstance(value, (tuple, list)):
+            return tuple(value)
+        return tuple(map(_literal, filter(None, text.replace("+", ",").split(","))))
+    if type(value) is not kind:
+        such = "" if default is None else f", such as {default!r}"
+        raise ValueError(f"{name} is {text!r}; allowed: a value of type {kind.__name__}{such}")
     return value
 
 
@@ -93,7 +105,9 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     free = isinstance(part, ConfigDict) and key.startswith("data.options.")
     if not isinstance(part, ConfigDict) or (last not in part and not free) or isinstance(part.get(last), ConfigDict):
         raise ValueError(f"config has no key {key!r}; {_nearest(config, key)}")
-    value = _like(part.get(last), text, key)
+    value = _like(part.get(last), text, key, part.get_type(last) if last in part else None)
+    if value is None and key in tables.needed():
+        raise ValueError(f"{key} is None; allowed: a value, such as {part[last]!r}")
     part.unlock()
     with part.ignore_type():
         part[last] = value
@@ -123,6 +137,8 @@ def from_run(workdir: Any) -> ConfigDict:
         saved = json.loads(path.read_text())
     except json.JSONDecodeError:
         raise ValueError(f"{path} is not readable JSON; mend: restore it, it is written at the start of a run") from None
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path} holds no config; mend: restore it, it is written at the start of a run")
     config = tables.base()
     known = flat(config)
     for key, value in flat(saved).items():

@@ -62,7 +62,7 @@ def draw(
 
 
 def real_examples(run: Run, split: str, num: int | None = None) -> dict[str, np.ndarray]:
-    """Preprocessed examples of a split: all of them, or `num` spread evenly over it."""
+    """Preprocessed examples of a split: all of them, or `num` drawn from it."""
     records = build.source(run.config, split)
     num = len(records) if num is None else num
     return data.preview(records, num, preprocess=build.preprocess(run.config, run.facts))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from jaxdiff import losses, networks, samplers, sde, training
 from jaxdiff.losses import weightings
@@ -77,8 +78,28 @@ DERIVED = {
 }
 
 
+# what an annotation of a parameter accepts, and its name in an error; any other annotation is not checked
+_ACCEPTS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"), "float": ((int, float), "a number"), "bool": ((bool,), "True or False"),
+    "str": ((str,), "a word"), "Sequence[int]": ((tuple, list), "whole numbers, as in 1,2,2"), "None": ((), "None"),
+}
+
+
 def _parameters(fn: Callable[..., Any], derived: tuple[str, ...] = ()) -> list[str]:
     return [name for name in inspect.signature(fn).parameters if name not in derived]
+
+
+def _check_type(value: Any, annotation: Any, name: str) -> None:
+    """Raise ValueError where a value is not of a parameter's annotated type."""
+    words = [word.strip() for word in str(annotation).split("|")]
+    if not set(words) <= set(_ACCEPTS):
+        return
+    for word in words:
+        if isinstance(value, _ACCEPTS[word][0]) and isinstance(value, bool) == (word == "bool"):
+            if word != "Sequence[int]" or all(type(v) is int for v in value):
+                return
+    allowed = " or ".join(_ACCEPTS[word][1] for word in words)
+    raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
 
 
 def section(table: Table, kind: str, derived: str = "", **values: Any) -> ConfigDict:
@@ -101,7 +122,17 @@ def make(table: Table, part: Mapping[str, Any], name: str, derived: str = "", **
     allowed = _parameters(fn, DERIVED.get(derived, ()))
     for key in given:
         if key not in allowed:
-            raise ValueError(f"{name}.{key} is not an option of kind {kind!r}; allowed: {', '.join(allowed) or 'none'}")
+            raise ValueError(f"{name}.{key} is {given[key]!r}, but kind {kind!r} does not take it (it takes "
+                             f"{', '.join(allowed) or 'nothing'}); mend: {name}.{key}=None")
+    return call(fn, given, name, **extra)
+
+
+def call(fn: Callable[..., Any], part: Mapping[str, Any], name: str, **extra: Any) -> Any:
+    """Call `fn` with the values of a section that are not None, their types checked, and with `extra`."""
+    given = {key: value for key, value in part.items() if value is not None}
+    parameters = inspect.signature(fn).parameters
+    for key, value in given.items():
+        _check_type(value, parameters[key].annotation, f"{name}.{key}")
     return fn(**{key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}, **extra)
 
 
@@ -110,6 +141,19 @@ def pick(table: Mapping[str, Any], word: str, name: str) -> Any:
     if word not in table:
         raise ValueError(f"{name} is {word!r}; allowed: {', '.join(table)}")
     return table[word]
+
+
+def needed() -> set[str]:
+    """The dotted keys that may not be None: those that `base` gives a value, the options of table rows apart."""
+    keys = set()
+    for section_name, part in base().items():
+        if not isinstance(part, ConfigDict):
+            keys.add(section_name)
+            continue
+        rows = "kind" in part or section_name == "ema"  # their options at None are left to the function
+        own = ("kind", "learned_variance", "num_steps", "guidance") if rows else tuple(part)
+        keys |= {f"{section_name}.{key}" for key in own if key in part and part[key] is not None}
+    return keys
 
 
 def base() -> ConfigDict:
@@ -121,15 +165,15 @@ def base() -> ConfigDict:
             "data": {
                 "source": "digits",  # see `jaxdiff data list`
                 "options": {},  # of the source itself, e.g. scale for gaussians25, data_dir for tfds
-                "size": None,  # side in pixels; None keeps the source's own
-                "channels": None,  # 1 grey, 3 RGB; None keeps the source's own
-                "resize": None,  # shorter side before cropping; None just covers the size
+                "size": placeholder(int),  # side in pixels; None keeps the source's own
+                "channels": placeholder(int),  # 1 grey, 3 RGB; None keeps the source's own
+                "resize": placeholder(int),  # shorter side before cropping; None just covers the size
                 "resample": "bicubic",
                 "crop": "center",
                 "flip": False,  # mirror half of the examples
                 "scale": "exact",  # grey levels to [-1, 1]: "exact" 2k/(levels-1)-1, "dequantise" 2(k+u)/levels-1
                 "batch_size": 128,  # over all processes
-                "num_threads": None,  # that read ahead
+                "num_threads": placeholder(int),  # that read ahead
             },
             "condition": {"label": True, "drop": 0.1},  # drop: share of labels hidden, for classifier-free guidance
             "path": section(PATHS, "edm"),
@@ -148,7 +192,7 @@ def base() -> ConfigDict:
                 "eval_every": 500,
                 "checkpoint_every": 500,
                 "keep": 3,
-                "best_metric": None,
+                "best_metric": placeholder(str),
                 "best_mode": "min",
                 "accumulate": 1,
                 "steps_per_dispatch": 1,
@@ -158,8 +202,8 @@ def base() -> ConfigDict:
                 "num": 500,
                 "batch_size": 250,
                 "metrics": (),  # () is every metric that suits the data
-                "classifier": None,  # a run directory; None trains one beside this run, once
-                "inception": None,  # a file of FID Inception weights
+                "classifier": placeholder(str),  # a run directory; None trains one beside this run, once
+                "inception": placeholder(str),  # a file of FID Inception weights
             },
         }
     )

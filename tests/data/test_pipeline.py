@@ -156,6 +156,9 @@ def test_preview_spreads_over_the_source():
     batch = data.preview(data.open_source("mnist5k", "train"), 20)
     np.testing.assert_array_equal(np.bincount(batch["label"]), [2] * 10)  # mnist5k is sorted by class
     assert batch["x"].shape == (20, 28, 28, 1)
+    points = data.preview(data.open_source("gaussians25", "test"), 5000)
+    # the modes come in turn, so that a stride of 5 would show 5 of the 25
+    assert np.bincount(points["label"], minlength=25).min() > 120
     assert data.preview(data.open_source("gaussians25", "test"), 9)["x"].shape == (9, 2)
 
 
