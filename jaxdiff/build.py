@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdiff import conditioning, data, guidance, tables, training
+from jaxdiff import conditioning, data, evaluation, guidance, tables, training
 from jaxdiff.samplers import Sampler
 from jaxdiff.sde import Parameterization, parameterizations
 from jaxdiff.types import Array, Guidance, Key, Params
@@ -62,9 +62,8 @@ def facts(config: ConfigDict, records: data.Source) -> Facts:
 
 def write_facts(workdir: Any, known: Facts) -> None:
     """Keep the facts in the run directory, so that a run can be sampled where its data is not."""
-    folder = Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "data.json").write_text(json.dumps(known._asdict(), indent=2) + "\n")
+    text = json.dumps(known._asdict(), indent=2) + "\n"
+    evaluation.write_whole(Path(workdir) / "data.json", lambda file: file.write(text.encode()))
 
 
 def facts_of_run(workdir: Any) -> Facts:

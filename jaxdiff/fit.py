@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,10 +14,12 @@ from ml_collections import ConfigDict
 from jaxdiff import build, data, evaluation, training
 from jaxdiff.run import Run
 
-# keys that say how a run is watched, not what it is: they may differ when it is resumed
+# keys that say how a run is watched, not what it is, and the two that mend a run that diverged: they may differ when it
+# is resumed
 MAY_CHANGE = (
     "name", "sampler", "grid", "evaluate", "train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every",
     "train.keep", "train.preview", "train.steps_per_dispatch", "data.num_threads", "data.options.data_dir",
+    "optimizer.learning_rate", "optimizer.clip",
 )
 
 
@@ -24,26 +27,28 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
     """Train up to `config.train.steps`, resuming by itself; everything goes to `workdir`.
 
     Over several devices the batch is split and the parameters are replicated; over several processes each reads its
-    share. Raises as `jaxdiff.training.train` does.
+    share. Raises as `jaxdiff.training.train` does; nothing is written before everything is built and its words are right.
     """
     saved = config.to_dict()
-    training.check_config(workdir, saved, MAY_CHANGE)
+    _check(config, workdir, saved)
     records = build.source(config, "train")
     known = build.facts(config, records)
     net = build.network(config, known)
     parts = build.train_step(config, net, known)
     pipe = build.pipeline(config, records)
-    build.write_facts(workdir, known)
     mesh = training.data_mesh() if jax.device_count() > 1 else None
 
-    def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
-        for batch in pipe.batches(start):
-            yield batch if known.num_classes else {name: batch[name] for name in ("x", "index")}
+    def batches(start: int) -> Iterator[dict[str, Any]]:
+        if jax.process_index() == 0:  # here the loop has checked its own words and written config.json
+            build.write_facts(workdir, known)
+        wanted = ("x", "index", "label") if known.num_classes else ("x", "index")
+        chosen = ({name: batch[name] for name in wanted} for batch in pipe.batches(start))
+        return chosen if mesh is not None else data.on_device(chosen)
 
     return training.train(
         parts.step,
         parts.state,
-        batches if mesh is not None else lambda start: data.on_device(batches(start)),
+        batches,
         workdir,
         config.train.steps,
         log_every=config.train.log_every,
@@ -62,6 +67,24 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
         mesh=mesh,
         progress=progress,
     )
+
+
+def _check(config: ConfigDict, workdir: Any, saved: dict[str, Any]) -> None:
+    """What would otherwise be refused only after the first files are written."""
+    part = config.train
+    if Path(workdir).exists() and not Path(workdir).is_dir():
+        raise NotADirectoryError(f"workdir is {str(workdir)!r}, a file; allowed: a directory, or a new name")
+    if training.steps(workdir):
+        training.check_config(workdir, saved, MAY_CHANGE)
+    for name, least in {"keep": 1, "preview": 0}.items():
+        if part[name] < least:
+            raise ValueError(f"train.{name} is {part[name]}; allowed: {least} or more")
+    if part.best_mode not in ("min", "max"):
+        raise ValueError(f"train.best_mode is {part.best_mode!r}; allowed: min, max")
+    shares = jax.device_count() * max(part.accumulate, 1)
+    if config.data.batch_size % shares:
+        raise ValueError(f"data.batch_size is {config.data.batch_size}; allowed: a multiple of {shares} "
+                         f"({jax.device_count()} devices x accumulate {part.accumulate})")
 
 
 def _validation(config: ConfigDict, net: Any, known: build.Facts) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdiff import build, configfile, samplers, sde, tables, training
@@ -32,8 +33,14 @@ class Run(NamedTuple):
     network: Any
     step: int
 
+    def _must_denoise(self) -> None:
+        if self.config.loss.kind == "classification":
+            raise ValueError(f"the run {self.config.name!r} is a classifier, with nothing to sample; allowed: the run of a "
+                             "denoiser")
+
     def denoiser(self, params: Params, cond: Cond = None) -> Denoiser:
         """`(key, x_t, t, cond) -> Prediction`; `cond` here is what it is told when the caller gives none."""
+        self._must_denoise()
         told = cond
         inner = make_denoiser(build.apply(self.network), params, self.path, build.parameterization(self.config))
 
@@ -60,6 +67,7 @@ class Run(NamedTuple):
         In the returned function `shape_or_num` is static: a count of examples, or the whole shape `[B, ...]`. With cond
         None a class-conditional run draws from all classes at once (the null label).
         """
+        self._must_denoise()
         chosen = build.sampler(self.config) if sampler is None else sampler
         if isinstance(chosen, str):
             chosen = tables.make(tables.SAMPLERS, {"kind": chosen}, "sampler")
@@ -69,7 +77,9 @@ class Run(NamedTuple):
         times = (grid or chosen.grid)(self.path, steps)
 
         def draw(params: Params, key: Key, cond: Cond, shape_or_num: int | tuple[int, ...]) -> Array:
-            shape = (shape_or_num, *self.facts.shape) if isinstance(shape_or_num, int) else tuple(shape_or_num)
+            if isinstance(shape_or_num, int | np.integer):
+                shape_or_num = (int(shape_or_num), *self.facts.shape)
+            shape = tuple(shape_or_num)
             told = self._told(cond, shape[0])
             denoise = self.denoiser(params)
             if wrap is not None and told is not None and cond is not None:
@@ -84,8 +94,11 @@ class Run(NamedTuple):
         if cond is None:
             return {"label": jnp.full(num, self.facts.num_classes)} if self.facts.num_classes else None
         label = cond.get("label")
-        if label is not None and not isinstance(label, jax.core.Tracer):
-            build.check_labels(label, self.facts)
+        if label is not None:
+            if jnp.shape(label) != (num,):
+                raise ValueError(f"cond['label'] has shape {jnp.shape(label)}; allowed: ({num},), a label for each example")
+            if not isinstance(label, jax.core.Tracer):
+                build.check_labels(label, self.facts)
         return cond
 
 

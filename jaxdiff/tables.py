@@ -95,9 +95,9 @@ def _check_type(value: Any, annotation: Any, name: str) -> None:
     if not set(words) <= set(_ACCEPTS):
         return
     for word in words:
-        if isinstance(value, _ACCEPTS[word][0]) and isinstance(value, bool) == (word == "bool"):
-            if word != "Sequence[int]" or all(type(v) is int for v in value):
-                return
+        fits = isinstance(value, _ACCEPTS[word][0]) and isinstance(value, bool) == (word == "bool")
+        if fits and not (isinstance(value, (tuple, list)) and any(type(v) is not int for v in value)):
+            return
     allowed = " or ".join(_ACCEPTS[word][1] for word in words)
     raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
 
