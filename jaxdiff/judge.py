@@ -7,6 +7,7 @@ held-out ones bounds what it can tell.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,7 +65,9 @@ def from_run(run: Run) -> Judge:
     images, labels = zip(*((batch["x"], batch["label"]) for batch in pipe.epoch()), strict=True)
     x, y = np.concatenate(images), np.concatenate(labels)
     accuracy = evaluation.accuracy(evaluation.extract(logits, x), y)
-    return Judge(logits, features, accuracy, len(y), f"classifier of {run.config.data.source}, step {run.step}")
+    digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(run.params))).hexdigest()[:12]
+    name = f"classifier {digest} of {run.config.data.source}, step {run.step}"  # no two classifiers share a name
+    return Judge(logits, features, accuracy, len(y), name)
 
 
 def judge_of(run: Run, workdir: Any, progress: bool = True) -> Judge:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxdiff import build, data, evaluation
 from jaxdiff.evaluation import Statistics
@@ -25,6 +26,10 @@ from jaxdiff.types import Array
 
 IMAGE_METRICS = ("agreement", "frechet", "kid", "precision_recall", "inception_score")
 POINT_METRICS = ("points",)
+
+
+class NoScores(ValueError):
+    """Nothing here to measure samples against: unlabelled pictures without Inception weights, points without modes."""
 
 
 class Samples(NamedTuple):
@@ -77,26 +82,41 @@ def score(
     progress: bool = True,
     **how: Any,
 ) -> tuple[dict[str, Any], Samples]:
-    """`(numbers by name, the samples)`. `metrics` picks from IMAGE_METRICS or POINT_METRICS; () is all that suit."""
+    """`(numbers by name, the samples)`. `metrics` picks from IMAGE_METRICS or POINT_METRICS; () is all that suit.
+
+    Raises NoScores where this data has nothing to be measured against, ValueError for a metric that does not suit it.
+    """
     part = run.config.evaluate
-    allowed: tuple[str, ...] = POINT_METRICS if run.facts.kind == "points" else IMAGE_METRICS
-    if run.facts.kind == "image" and not run.facts.num_classes:
-        allowed = tuple(name for name in allowed if name != "agreement")
-    wanted = tuple(metrics) or tuple(part.metrics) or allowed
-    for name in wanted:
-        if name not in allowed:
-            raise ValueError(f"metric is {name!r}; allowed for this run: {', '.join(allowed)}")
+    wanted = check_metrics(run.config, run.facts, metrics)
     samples = draw(run, part.num if num is None else num, seed, batch_size=part.batch_size, **how)
     if run.facts.kind == "points":
         return _score_points(run, samples), samples
     return _score_images(run, Path(workdir), samples, wanted, progress), samples
 
 
+def check_metrics(config: ConfigDict, known: build.Facts, metrics: Sequence[str] = ()) -> tuple[str, ...]:
+    """The metrics asked for, or the config's, or all that suit the data; raises as `score` does."""
+    part = config.evaluate
+    allowed: tuple[str, ...] = POINT_METRICS if known.kind == "points" else IMAGE_METRICS
+    if known.kind == "points" and config.data.source != "gaussians25":
+        raise NoScores(f"points of {config.data.source!r} have no known modes to score; allowed: gaussians25")
+    if known.kind == "image" and not known.num_classes:
+        allowed = tuple(name for name in allowed if name != "agreement")
+    wanted = tuple(metrics) or tuple(part.metrics) or allowed
+    for name in wanted:
+        if name not in allowed:
+            raise ValueError(f"metric is {name!r}; allowed for this run: {', '.join(allowed)}")
+    for key in ("inception", "classifier"):
+        if part[key] and not Path(part[key]).exists():
+            raise FileNotFoundError(f"evaluate.{key} is {part[key]!r}, where nothing is; mend: its path, or leave it out")
+    judged = known.kind == "points" or known.num_classes or part.inception or part.classifier
+    if not judged and build.source(config, "train").num_classes == 0:
+        raise NoScores("pictures without classes are scored by Inception's features alone; mend: --inception=FILE, its weights")
+    return wanted
+
+
 def _score_points(run: Run, samples: Samples) -> dict[str, Any]:
-    options = dict(run.config.data.options)
-    scale = options.get("scale", "raw")
-    if run.config.data.source != "gaussians25":
-        raise ValueError(f"points of {run.config.data.source!r} have no known modes; allowed: gaussians25")
+    scale = dict(run.config.data.options).get("scale", "raw")
     real = real_examples(run, "test")["x"]
     return evaluation.point_report(real, samples.x, data.gaussians25_centres(scale), data.gaussians25_std(scale))
 
@@ -168,14 +188,17 @@ def likelihood(
     uniform draw, in bits/dim; of points, in nats.
     """
     config, known = run.config.copy_and_resolve_references(), run.facts
+    denoise, key = run.denoiser(run.params), jax.random.key(seed)
     bound = hasattr(run.path, "betas")
+    if bound and not known.levels:
+        raise ValueError("a Discrete path's likelihood is a bound on grey levels, and this data is continuous; allowed: a run "
+                         "on another path, such as edm or vp")
     if known.kind == "image" and not bound:
         config.data.scale = "dequantise" if known.levels else "exact"
     records = build.source(config, "test")
     num = len(records) if num is None else min(num, len(records))
     batch = data.preview(records, num, preprocess=build.preprocess(config, known), seed=seed)
     trace = trace or ("exact" if known.dim <= 16 else "hutchinson")
-    denoise, key = run.denoiser(run.params), jax.random.key(seed)
     variance = "learned" if config.parameterization.learned_variance else "small"
 
     @jax.jit
@@ -185,12 +208,12 @@ def likelihood(
         log_p = log_likelihood(denoise, run.path, x, key, cond, trace=trace, num_probes=probes)
         return bits_per_dim(log_p, known.dim, known.levels) if known.levels else -log_p
 
-    values = []
-    for start in range(0, num, config.evaluate.batch_size):
-        part = slice(start, start + config.evaluate.batch_size)
+    values, size = [], min(config.evaluate.batch_size, num)
+    for start in range(0, num, size):
+        part = np.arange(start, start + size) % num  # the last batch is filled up, so that one program serves all
         cond = {"label": jnp.asarray(batch["label"][part])} if known.num_classes else None
         values.append(np.asarray(per_example(jnp.asarray(batch["x"][part]), cond)))
-    all_ = np.concatenate(values)
+    all_ = np.concatenate(values)[:num]
     return {
         "value": float(all_.mean()),
         "standard_error": float(all_.std(ddof=1) / np.sqrt(len(all_))) if len(all_) > 1 else float("nan"),
