@@ -94,8 +94,20 @@ def score(
     return _score_images(run, Path(workdir), samples, wanted, progress), samples
 
 
+def check_words(config: ConfigDict) -> None:
+    """What can be known of `config.evaluate` before there is data: metrics by their names, files by their being there."""
+    part, known = config.evaluate, (*IMAGE_METRICS, *POINT_METRICS)
+    for name in part.metrics:
+        if name not in known:
+            raise ValueError(f"evaluate.metrics has {name!r}; allowed: {', '.join(known)}")
+    for key in ("inception", "classifier"):
+        if part[key] and not Path(part[key]).exists():
+            raise FileNotFoundError(f"evaluate.{key} is {part[key]!r}, where nothing is; mend: its path, or leave it out")
+
+
 def check_metrics(config: ConfigDict, known: build.Facts, metrics: Sequence[str] = ()) -> tuple[str, ...]:
     """The metrics asked for, or the config's, or all that suit the data; raises as `score` does."""
+    check_words(config)
     part = config.evaluate
     allowed: tuple[str, ...] = POINT_METRICS if known.kind == "points" else IMAGE_METRICS
     if known.kind == "points" and config.data.source != "gaussians25":
@@ -106,12 +118,9 @@ def check_metrics(config: ConfigDict, known: build.Facts, metrics: Sequence[str]
     for name in wanted:
         if name not in allowed:
             raise ValueError(f"metric is {name!r}; allowed for this run: {', '.join(allowed)}")
-    for key in ("inception", "classifier"):
-        if part[key] and not Path(part[key]).exists():
-            raise FileNotFoundError(f"evaluate.{key} is {part[key]!r}, where nothing is; mend: its path, or leave it out")
     judged = known.kind == "points" or known.num_classes or part.inception or part.classifier
     if not judged and build.source(config, "train").num_classes == 0:
-        raise NoScores("pictures without classes are scored by Inception's features alone; mend: --inception=FILE, its weights")
+        raise NoScores("pictures without classes are scored by Inception's features; mend: --inception=FILE, its weights")
     return wanted
 
 
@@ -191,8 +200,8 @@ def likelihood(
     denoise, key = run.denoiser(run.params), jax.random.key(seed)
     bound = hasattr(run.path, "betas")
     if bound and not known.levels:
-        raise ValueError("a Discrete path's likelihood is a bound on grey levels, and this data is continuous; allowed: a run "
-                         "on another path, such as edm or vp")
+        raise ValueError("a Discrete path's likelihood is a bound on grey levels, and this data is continuous; allowed: a "
+                         "run on another path, such as edm or vp")
     if known.kind == "image" and not bound:
         config.data.scale = "dequantise" if known.levels else "exact"
     records = build.source(config, "test")

@@ -28,7 +28,7 @@ MAY = {
     "samplers": {"types", "trees", "sde"},
 }
 # the floors above may import all that is below them, in this order
-TOP = ["tables", "configfile", "build", "run", "fit", "judge", "score", "benchmark", "cli"]
+TOP = ["tables", "configfile", "build", "run", "fit", "judge", "score", "benchmark", "grammar", "cli"]
 HOMES = {
     "flax": {"networks", "evaluation"},
     "optax": {"training"},

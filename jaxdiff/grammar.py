@@ -1,0 +1,131 @@
+"""The words of the command line: every command and flag, and what is said about them. Nothing here imports jax."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any, NoReturn
+
+from jaxdiff.version import __version__
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, and whose flags are written out in full."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "allow_abbrev": False})
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _count(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    """A whole number from 0 that fits into 32 bits."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2**32 - 1")
+    return int(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole grammar; one sub-command a row of cli.COMMANDS."""
+    top = _Parser("jaxdiff", description="Diffusion models in JAX: train one, draw samples from it, score them.",
+                  epilog="jaxdiff COMMAND --help tells what a command takes.")
+    top.add_argument("--version", action="version", version=f"jaxdiff {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+
+    def command(name: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+
+    config_help = "a Python file with get_config, and perhaps words for it: configs/digits.py:method=flow,smoke"
+    override_help = (
+        "--config.SECTION.KEY=VALUE sets any key of the config, for example\n"
+        "  --config.train.steps=500 --config.network.channel_mult=1,2,2 --config.ema.decay=None\n"
+        "and may be given many times. jaxdiff/tables.py lists the keys."
+    )
+
+    one = command("train", "Train the model of a config, then score it. The same command again goes on where it stopped.",
+                  override_help)
+    one.add_argument("--config", required=True, metavar="FILE.py[:WORDS]", help=config_help)
+    one.add_argument("--workdir", required=True, metavar="DIR", help="directory of the run: checkpoints, logs, pictures")
+    one.add_argument("--no_evaluate", action="store_true", help="do not score samples at the end")
+    one.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    one = command("sample", "Draw samples from a trained run, as a picture (.png) or as arrays (.npz).")
+    _run_flags(one)
+    _draw_flags(one)
+    one.add_argument("--batch_size", type=_count, default=250, metavar="N", help="samples computed at once (default 250)")
+    one.add_argument("--num", type=_count, default=64, metavar="N", help="how many samples (default 64)")
+    one.add_argument("--label", metavar="CLASS", help="a class, by number or name, or several with commas, drawn in turn "
+                     "(default: all classes in turn)")
+    one.add_argument("--out", required=True, metavar="FILE", help="FILE.png, or FILE.npz with the arrays samples (float32, "
+                     "in the data's own range) and label")
+
+    one = command("evaluate", "Score samples of a run against real data: a table here, and JSON in DIR/evaluation.")
+    _run_flags(one)
+    _draw_flags(one)
+    one.add_argument("--batch_size", type=_count, metavar="N", help="samples computed at once (default: the config's "
+                     "evaluate.batch_size)")
+    one.add_argument("--num", type=_count, metavar="N", help="samples to score (default: the config's evaluate.num)")
+    one.add_argument("--metrics", metavar="NAMES", help="some of agreement, frechet, kid, precision_recall, inception_score "
+                     "for pictures, with commas (default: all that suit the data)")
+    one.add_argument("--inception", metavar="FILE", help="weights of FID's Inception-v3 (.pth or .npz), to compare pictures "
+                     "by its features (default: by those of a classifier of the same data)")
+    one.add_argument("--classifier", metavar="DIR", help="run of a classifier, trained with configs/classifier.py, to judge "
+                     "with (default: one is trained beside the run, once)")
+
+    one = command("likelihood", "How likely real held-out data is under the model: bits per dimension, for points nats.")
+    _run_flags(one)
+    one.add_argument("--num", type=_count, metavar="N", help="examples of the test split (default: all)")
+    one.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the random numbers (default 0)")
+    one.add_argument("--trace", choices=("exact", "hutchinson"), help="how the divergence of the probability-flow ODE is "
+                     "computed: exactly, or estimated with random probes (default: exact up to 16 dimensions)")
+    one.add_argument("--probes", type=_count, default=1, metavar="N", help="probes an example for hutchinson (default 1)")
+
+    one = command("data", "List the data sources, prepare one, or look at one.")
+    verbs = one.add_subparsers(dest="verb", required=True, metavar="VERB", title="verbs")
+    name_help = "a source of `jaxdiff data list`, such as digits, folder:PATH or tfds:cifar10"
+    dir_help = "where TFDS keeps its data sets (default: TFDS's own place)"
+    verbs.add_parser("list", help="every source, and what it needs", description="Every source, and what it needs.")
+    text = "Download a TensorFlow Datasets set and convert it, once; needs pip install 'jaxdiff[prepare]'."
+    verb = verbs.add_parser("prepare", help=text, description=text)
+    verb.add_argument("name", help="tfds:NAME, such as tfds:cifar10")
+    verb.add_argument("--data_dir", metavar="DIR", help=dir_help)
+    text = "Write a picture of some examples of a source."
+    verb = verbs.add_parser("show", help=text, description=text)
+    verb.add_argument("name", help=name_help)
+    verb.add_argument("--num", type=_count, default=64, metavar="N", help="how many examples (default 64)")
+    verb.add_argument("--split", default="train", metavar="SPLIT", help="train, validation or test (default train)")
+    verb.add_argument("--data_dir", metavar="DIR", help=dir_help)
+    verb.add_argument("--out", required=True, metavar="FILE", help="FILE.png")
+
+    one = command("bench", "Measure speed for a config: training step, sampler, compilation, data pipeline.", override_help)
+    one.add_argument("--config", required=True, metavar="FILE.py[:WORDS]", help=config_help)
+    one.add_argument("--batch_size", type=_count, metavar="N", help="instead of the config's data.batch_size")
+    one.add_argument("--seconds", type=float, default=20.0, metavar="S", help="spent on each comparison (default 20)")
+    return top
+
+
+def _run_flags(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--workdir", required=True, metavar="DIR", help="directory of the run, as given to jaxdiff train")
+    one.add_argument("--step", type=_count, metavar="N", help="checkpoint of this training step (default: the newest one)")
+    one.add_argument("--raw", action="store_true", help="use the parameters themselves, not their moving average (EMA)")
+
+
+def _draw_flags(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--sampler", metavar="NAME", help="ancestral, ddim, euler_maruyama, reverse_diffusion, "
+                     "predictor_corrector, heun, dpm_solver or unipc (default: the config's)")
+    one.add_argument("--steps", type=_count, metavar="N", help="steps of the sampler (default: the config's)")
+    one.add_argument("--guidance", type=float, metavar="SCALE", help="classifier-free guidance: 1 none, above 1 samples "
+                     "show their class more strongly, 0 ignores the class (default: the config's)")
+    one.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the random numbers: the same seed, the same "
+                     "samples (default 0)")
