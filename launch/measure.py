@@ -5,7 +5,8 @@
 
 `run` trains each config in runs/measure/NAME, scores it, and appends a row to the file at once; a config that has a row
 is passed over, so the same command goes on after a stop. A row: config, overrides, seed, steps, hardware, versions,
-commit, wall seconds and figures. Overrides are given as `--config.key=value` after the configs and hold for all.
+commit, processor seconds of the training (compiling included) and figures. Overrides are given as `--config.key=value`
+after the configs and hold for all.
 """
 
 from __future__ import annotations
@@ -34,16 +35,17 @@ def measure(spec: str, overrides: list[tuple[str, str]], root: Path) -> dict:
     """Train and score one config: its row."""
     config = configfile.load(spec, overrides)
     name = "_".join([config.name, *(f"{key}={value}" for key, value in overrides)]).replace("/", "-")
-    workdir, start = root / name, time.time()
+    workdir, start = root / name, time.process_time()
     before = max(training.steps(workdir), default=0)
     outcome = fit.train(config, workdir)
     if outcome.signal is not None:
         raise SystemExit(128 + outcome.signal)
-    seconds = time.time() - start if before == 0 else None  # a resumed run's wall time is not one number
+    seconds = time.process_time() - start if before == 0 else None  # a resumed run has no one number
     figures, _ = score.score(load_run(workdir), workdir)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     return {
-        "config": spec, "overrides": dict(overrides), "seed": config.seed, "steps": outcome.step, "train_seconds": seconds,
+        "config": spec, "overrides": dict(overrides), "seed": config.seed, "steps": outcome.step,
+        "train_cpu_seconds": seconds,
         "sampler": f"{config.sampler.kind}, {config.sampler.num_steps} steps", "hardware": hardware(), "commit": commit,
         "versions": {key: value for key, value in training.versions().items() if key in ("jaxdiff", "jax", "python")},
         "figures": {key: value for key, value in figures.items() if not isinstance(value, dict)},
@@ -64,7 +66,7 @@ def table(found: list[dict]) -> str:
     for row in found:
         values = [row["figures"].get(head, "") for head in heads]
         shown = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in values]
-        spent = "-" if row["train_seconds"] is None else f"{row['train_seconds']:.0f} s"
+        spent = "-" if row["train_cpu_seconds"] is None else f"{row['train_cpu_seconds']:.0f} CPU s"
         cells = [f"`{row['config']}`", row["sampler"], *shown, str(row["figures"]["n_fake"]),
                  f"{row['steps']} steps, {spent}", row["hardware"]]
         lines.append("| " + " | ".join(cells) + " |")
