@@ -20,9 +20,9 @@ from jaxdiff.denoiser import denoiser
 from jaxdiff.losses import weightings
 from jaxdiff.losses.denoising import CondDraw, mean_per_example, noised, weighted_error
 from jaxdiff.sde import times
+from jaxdiff.sde.discrete import Discrete
 from jaxdiff.sde.kernels import perturb, posterior
 from jaxdiff.sde.parameterizations import Parameterization
-from jaxdiff.sde.paths import Discrete
 from jaxdiff.sde.times import TimeDraw
 from jaxdiff.trees import expand, noise_like
 from jaxdiff.types import Array, Aux, Batch, Cond, Denoiser, Key, LossFn, Params, Prediction, Tree

@@ -1,6 +1,7 @@
 """Forward processes and all that follows from them: paths, kernels, parameterisations, training times, grids."""
 
 from jaxdiff.sde import grids, parameterizations, times
+from jaxdiff.sde.discrete import Discrete, cosine_betas, linear_betas
 from jaxdiff.sde.kernels import (
     diffusion,
     drift,
@@ -15,7 +16,7 @@ from jaxdiff.sde.kernels import (
     velocity,
 )
 from jaxdiff.sde.parameterizations import Parameterization, c_noise
-from jaxdiff.sde.paths import EDM, VE, VP, Cosine, Discrete, Flow, SubVP, cosine_betas, linear_betas
+from jaxdiff.sde.paths import EDM, VE, VP, Cosine, Flow, SubVP
 
 __all__ = [
     "EDM", "VE", "VP", "Cosine", "Discrete", "Flow", "Parameterization", "SubVP", "c_noise", "cosine_betas",
