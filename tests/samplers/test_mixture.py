@@ -1,4 +1,4 @@
-"""Three modes in the plane: every sampler finds their weights, places and widths (float32, 6,000 draws)."""
+"""Three modes in the plane: every sampler finds their weights, places and widths (float32, 5,000 draws)."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from tests.samplers.test_gaussian import SAMPLERS
 
 MEANS = np.array([[-0.8, -0.5], [0.9, -0.4], [0.1, 0.8]])
 WEIGHTS = np.array([0.5, 0.3, 0.2])
-STD, DRAWS = 0.2, 6_000
+STD, DRAWS = 0.2, 5_000
 PATHS = {"VP": jd.sde.VP(), "EDM": jd.sde.EDM()}
 
 
@@ -35,8 +35,8 @@ def test_modes(name):
         widths = np.stack([x[nearest == k].std(0) for k in range(3)])
         print(f"{name:20s} {path_name:4s} weights {weights}, centres off {abs(centres - MEANS).max():.3f}, "
               f"widths off {100 * abs(widths / STD - 1).max():.1f} %")
-        np.testing.assert_allclose(weights, WEIGHTS, atol=0.02, err_msg=path_name)  # standard error .006
-        np.testing.assert_allclose(centres, MEANS, atol=0.025, err_msg=path_name)  # .006
+        np.testing.assert_allclose(weights, WEIGHTS, atol=0.02, err_msg=path_name)  # standard error .007
+        np.testing.assert_allclose(centres, MEANS, atol=0.025, err_msg=path_name)  # .007
         np.testing.assert_allclose(widths, STD, rtol=0.08, err_msg=path_name)  # 2 % for the smallest mode
 
 
