@@ -61,13 +61,13 @@ def smoke(config: ConfigDict) -> ConfigDict:
     with config.ignore_type():
         config.data.batch_size = 8
         config.sampler.num_steps = 3
-        config.train.update({"steps": 4, "log_every": 2, "eval_every": 4, "checkpoint_every": 4, "preview": 10,
+        config.train.update({"steps": 4, "log_every": 2, "eval_every": 4, "checkpoint_every": 4, "preview": 20,
                              "accumulate": 1, "steps_per_dispatch": 1})
         config.optimizer.update({"warmup_steps": 1})
         config.evaluate.update({"num": 20, "batch_size": 20})
         if config.network.kind == "unet":
-            config.network.update({"channels": 8, "channel_mult": (1, 2), "num_blocks": 1, "attention_resolutions": (4,),
-                                   "head_channels": 8, "dtype": "float32"})
+            config.network.update({"channels": 8, "channel_mult": config.network.channel_mult[:2], "num_blocks": 1,
+                                   "attention_resolutions": (4, 7, 8), "head_channels": 8, "dtype": "float32"})
         else:
             config.network.update({"width": 16, "depth": 2})
     return config

@@ -40,6 +40,7 @@ def get_config(arg: str = ""):
         if arg.method == "iddpm":
             config.path.num_steps = 4000
             config.sampler.num_steps = 250
+            config.network.update({"attention_resolutions": (16, 8), "resample_in_block": False})
         if arg.smoke:
             config.data.update({"source": "digits", "size": 16, "channels": 3})
             if arg.method == "iddpm":
