@@ -17,7 +17,7 @@ every_grid = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 
 @every_path
 @every_grid
-@pytest.mark.parametrize("num_steps", [1, 2, 3])
+@pytest.mark.parametrize("num_steps", [1, 3])
 def test_length_ends_and_order(x64, path, grid, num_steps):
     got = np.asarray(grid(path, num_steps))
     assert got.shape == (num_steps + 1,) and np.all(np.diff(got) < 0)
@@ -28,14 +28,13 @@ def test_length_ends_and_order(x64, path, grid, num_steps):
     np.testing.assert_allclose([got[0], got[-1]], [path.t_max, end], rtol=1e-12)
 
 
-@every_path
-@every_grid
+@pytest.mark.parametrize("path", [PATHS[k] for k in ("VP", "EDM", "Cosine", "linear")], ids=repr)
+@pytest.mark.parametrize("grid", [grids.karras, grids.log_snr])
 def test_float32_grids_are_the_same(path, grid):
-    num_steps = int(min(25, getattr(path, "num_steps", 25)))
-    got = grid(path, num_steps)
+    got = grid(path, 25)
     assert got.dtype == jnp.float32 and np.all(np.diff(got) < 0) and float(got[0]) == np.float32(path.t_max)
     with jax.enable_x64(True):
-        np.testing.assert_allclose(got, grid(path, num_steps), rtol=5e-3)
+        np.testing.assert_allclose(got, grid(path, 25), rtol=5e-3)
 
 
 def test_karras_is_the_papers_formula(x64):
