@@ -1,7 +1,9 @@
 """Test house rules: four virtual CPU devices, a shared compilation cache, strict ranks, and no silent skips in CI."""
 
+import contextlib
 import os
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -12,12 +14,44 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import jax
 import pytest
 
+ROOT = Path(__file__).parent.parent
+
 
 @pytest.fixture
 def x64():
     """Run one test in float64."""
     with jax.enable_x64(True):
         yield
+
+
+@contextlib.contextmanager
+def less_optimized():
+    """Programs compiled here take less time to compile, and more to run: right for ones that run a few times."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def quick_compile():
+    """`less_optimized` for a module of tests."""
+    with less_optimized():
+        yield
+
+
+@pytest.fixture(scope="session")
+def points_run(tmp_path_factory):
+    """The directory of a tiny class-conditional run on the 25 Gaussians, trained by the command line; do not write to it."""
+    from jaxdiff.cli import main
+
+    workdir = tmp_path_factory.mktemp("runs") / "points"
+    with less_optimized():
+        code = main(["train", f"--config={ROOT}/configs/gaussians25.py:smoke", f"--workdir={workdir}", "--no_evaluate", "--quiet",
+                     "--config.condition.label=True", "--config.train.checkpoint_every=2"])
+    assert code == 0
+    return workdir
 
 
 @pytest.hookimpl(hookwrapper=True)
