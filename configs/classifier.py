@@ -16,4 +16,4 @@ def get_config(arg: str = ""):
     arg = words(arg, data="digits", side=8, steps=0, smoke=False)
     data = base().data
     data.source = arg.data
-    return classifier_config(data, arg.side, steps=4 if arg.smoke else arg.steps)
+    return classifier_config(data, arg.side, steps=arg.steps, smoke=arg.smoke)

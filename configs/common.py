@@ -15,13 +15,14 @@ from ml_collections import ConfigDict
 
 METHODS = {
     "ddpm": {
-        "path": {"kind": "discrete", "num_steps": 1000}, "parameterization": {"kind": "eps"}, "times": {"kind": "discrete"},
-        "sampler": {"kind": "ancestral", "num_steps": 250, "variance": "large"},
+        "path": {"kind": "discrete", "num_steps": 1000}, "parameterization": {"kind": "eps"},
+        "times": {"kind": "discrete"}, "sampler": {"kind": "ancestral", "num_steps": 250, "variance": "large", "threshold": 1.0},
     },
     "iddpm": {
         "path": {"kind": "discrete", "num_steps": 1000, "schedule": "cosine"},
         "parameterization": {"kind": "eps", "learned_variance": True}, "times": {"kind": "discrete"},
-        "loss": {"kind": "hybrid"}, "sampler": {"kind": "ancestral", "num_steps": 100, "variance": "learned"},
+        "loss": {"kind": "hybrid"},
+        "sampler": {"kind": "ancestral", "num_steps": 100, "variance": "learned", "threshold": 1.0},
     },
     "score_vp": {
         "path": {"kind": "vp"}, "parameterization": {"kind": "eps"}, "times": {"kind": "low_discrepancy"},
@@ -67,7 +68,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
         config.evaluate.update({"num": 20, "batch_size": 20})
         if config.network.kind == "unet":
             config.network.update({"channels": 8, "channel_mult": config.network.channel_mult[:2], "num_blocks": 1,
-                                   "attention_resolutions": (4, 7, 8), "head_channels": 8, "dtype": "float32"})
+                                   "attention_resolutions": (4,), "head_channels": 8, "dtype": "float32"})
         else:
             config.network.update({"width": 16, "depth": 2})
     return config

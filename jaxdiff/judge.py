@@ -31,10 +31,15 @@ class Judge(NamedTuple):
     name: str
 
 
-def classifier_config(data: ConfigDict, side: int, seed: int = 0, steps: int | None = None) -> ConfigDict:
-    """The config of a classifier of clean images `side` pixels long, of `data` (a config's data section)."""
+def classifier_config(
+    data: ConfigDict, side: int, seed: int = 0, steps: int | None = None, smoke: bool = False
+) -> ConfigDict:
+    """The config of a classifier of clean images `side` pixels long, of `data` (a config's data section).
+
+    `steps` None is what suits the side; `smoke` is a tiny network and a few steps, for tests and first looks.
+    """
     small = side <= 16
-    steps = steps or (250 if small else 800)
+    steps = 4 if smoke else steps or (250 if small else 800)
     config = tables.base()
     config.name, config.seed = "classifier", seed
     config.data.update(data.to_dict())
@@ -50,6 +55,8 @@ def classifier_config(data: ConfigDict, side: int, seed: int = 0, steps: int | N
         config.optimizer.update({"kind": "adamw", "learning_rate": 2e-3, "warmup_steps": steps // 10, "decay": "cosine",
                                  "weight_decay": 0.05})
         config.ema.decay = 0.99
+        if smoke:
+            config.network.update({"channels": 8, "channel_mult": (1,)})
     config.train.update({"steps": steps, "log_every": 100, "eval_every": steps, "checkpoint_every": steps, "keep": 1})
     return config
 
@@ -76,10 +83,14 @@ def judge_of(run: Run, workdir: Any, progress: bool = True) -> Judge:
     if config.evaluate.classifier:
         return from_run(load_run(config.evaluate.classifier))
     home = Path(workdir) / "classifier"
-    steps = None if config.train.steps > 20 else 4  # a smoke run judges with a smoke classifier
-    wanted = classifier_config(config.data, run.facts.shape[0], config.seed, steps)
-    if not training.steps(home) or configfile.from_run(home).train.steps != wanted.train.steps:
+    held = training.steps(home)
+    if held:
+        wanted = configfile.from_run(home)
+    else:
+        smoke = config.train.steps <= 20  # a smoke run judges with a smoke classifier
+        wanted = classifier_config(config.data, run.facts.shape[0], config.seed, smoke=smoke).lock()
+    if not held or held[-1] < wanted.train.steps:
         if progress:
             print(f"training a classifier of {config.data.source}, once, to judge samples with")
-        fit.train(wanted.lock(), home, progress)
+        fit.train(wanted, home, progress)
     return from_run(load_run(home))
