@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 
 METHODS = {
     "ddpm": {
-        "path": {"kind": "discrete", "num_steps": 1000}, "parameterization": {"kind": "eps"},
-        "times": {"kind": "discrete"}, "sampler": {"kind": "ancestral", "num_steps": 250, "variance": "large", "threshold": 1.0},
+        "path": {"kind": "discrete", "num_steps": 1000}, "parameterization": {"kind": "eps"}, "times": {"kind": "discrete"},
+        "sampler": {"kind": "ancestral", "num_steps": 250, "variance": "large", "threshold": 1.0},
     },
     "iddpm": {
         "path": {"kind": "discrete", "num_steps": 1000, "schedule": "cosine"},

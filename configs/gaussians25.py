@@ -27,4 +27,5 @@ def get_config(arg: str = ""):
                          "steps_per_dispatch": 20})
     config.evaluate.update({"num": 20_000, "batch_size": 5000})
     config.sampler.num_steps = max(config.sampler.num_steps, 40)
+    config.sampler.threshold = None  # points have no range to clip to
     return smoke(config) if arg.smoke else config

@@ -222,7 +222,7 @@ def train_step(config: ConfigDict, net: Any, known: Facts) -> Training:
 
 def sampler(config: ConfigDict) -> Sampler:
     """The sampler, with the grid that the config names in place of its natural one where it does."""
-    part = {key: value for key, value in config.sampler.items() if key not in ("num_steps", "guidance")}
+    part = {key: value for key, value in config.sampler.items() if key not in tables.SAMPLING}
     made = tables.make(tables.SAMPLERS, part, "sampler")
     if config.grid.kind == "natural":
         return made

@@ -47,7 +47,7 @@ def _load(args: argparse.Namespace) -> Any:
 
 
 def _how(args: argparse.Namespace) -> dict[str, Any]:
-    return {"num_steps": args.steps, "sampler": args.sampler, "guidance": args.guidance}
+    return {"num_steps": args.steps, "sampler": args.sampler, "guidance": args.guidance, "threshold": args.threshold}
 
 
 def train(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:

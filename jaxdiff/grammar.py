@@ -127,5 +127,7 @@ def _draw_flags(one: argparse.ArgumentParser) -> None:
     one.add_argument("--steps", type=_count, metavar="N", help="steps of the sampler (default: the config's)")
     one.add_argument("--guidance", type=float, metavar="SCALE", help="classifier-free guidance: 1 none, above 1 samples "
                      "show their class more strongly, 0 ignores the class (default: the config's)")
+    one.add_argument("--threshold", type=float, metavar="BOUND", help="clip the predicted image to -BOUND..BOUND at every "
+                     "step, 0: do not (default: the config's)")
     one.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the random numbers: the same seed, the same "
                      "samples (default 0)")

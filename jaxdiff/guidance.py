@@ -1,6 +1,7 @@
 """Guidance: functions from a Denoiser to a Denoiser, so that they stack and every sampler takes them.
 
-Weights of the halves sum to one, so the pair keeps `alpha x0 + sigma eps = x_t` without being recomputed.
+Weights of classifier-free guidance sum to one, so the pair keeps `alpha x0 + sigma eps = x_t` without being recomputed;
+after thresholding x0, eps is recomputed. Thresholding comes last: `static_threshold(path)(classifier_free(...)(denoise))`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 
 from jaxdiff.conditioning import masked, null
 from jaxdiff.sde.kernels import as_time, log_snr
-from jaxdiff.types import Cond, Denoiser, Guidance, Key, Prediction, Tree
+from jaxdiff.trees import expand, over
+from jaxdiff.types import Array, Cond, Denoiser, Guidance, Key, Path, Prediction, Tree
 
 
 def classifier_free(
@@ -67,5 +69,30 @@ def classifier_free(
             )
 
         return guided
+
+    return wrap
+
+
+def static_threshold(path: Any, bound: float = 1.0) -> Guidance:
+    """Clip the predicted x0 to [-bound, bound], the range of images, and recompute eps (Ho et al. 2020's sampler; Saharia
+    et al. 2022, section 2.3).
+
+    An eps prediction divides its error by alpha, so a chain that ends near alpha = 0 (cosine betas) cannot be sampled
+    without it. `path` is the denoiser's, or its dict of paths, each variable clipped alike.
+    """
+    if not isinstance(bound, Real) or isinstance(bound, bool) or not 0 < bound < math.inf:
+        raise ValueError(f"the threshold is {bound!r}; allowed: a number above 0 (images in [-1, 1]: 1)")
+
+    def wrap(denoise: Denoiser) -> Denoiser:
+        def thresholded(key: Key, x_t: Tree, t: Any, cond: Cond = None) -> Prediction:
+            prediction, time = denoise(key, x_t, t, cond), as_time(t)
+            x0 = jax.tree.map(lambda x: jnp.clip(x, -bound, bound), prediction.x0)
+
+            def noise(p: Path, x: Array, clean: Array) -> Array:
+                return (x - expand(p.alpha(time), x) * clean) / expand(p.sigma(time), x)
+
+            return prediction._replace(x0=x0, eps=over(noise, path, x_t, x0))
+
+        return thresholded
 
     return wrap

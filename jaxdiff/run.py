@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdiff import build, configfile, samplers, sde, tables, training
+from jaxdiff import guidance as guidance_of
 from jaxdiff.denoiser import denoiser as make_denoiser
 from jaxdiff.samplers import Sampler
 from jaxdiff.types import Array, Cond, Denoiser, Guidance, Key, Params, Prediction
@@ -55,6 +56,7 @@ class Run(NamedTuple):
         sampler: Sampler | str | None = None,
         guidance: Guidance | float | None = None,
         grid: Callable[[Any, int], Array] | None = None,
+        threshold: float | None = None,
     ) -> Draw:
         """A pure function `(params, key, cond, shape_or_num) -> images`, to be jitted, vmapped or exported.
 
@@ -63,6 +65,8 @@ class Run(NamedTuple):
           sampler: a Sampler, or the name of one with its default options; the config's by default.
           guidance: a Guidance, or a classifier-free scale (1 is the plain conditional model); the config's by default.
           grid: `(path, num_steps) -> times`; the sampler's natural grid, or the config's, by default.
+          threshold: clip the predicted image to [-threshold, threshold] at every step, after guidance; 0 is off, and the
+            config's is the default.
 
         In the returned function `shape_or_num` is static: a count of examples, or the whole shape `[B, ...]`. With cond
         None a class-conditional run draws from all classes at once (the null label).
@@ -74,6 +78,8 @@ class Run(NamedTuple):
         scale = self.config.sampler.guidance if guidance is None else guidance
         wrap = scale if callable(scale) else build.guide(scale, self.facts)
         steps = self.config.sampler.num_steps if num_steps is None else num_steps
+        bound = self.config.sampler.threshold if threshold is None else threshold
+        clip = guidance_of.static_threshold(self.path, bound) if bound else None
         times = (grid or chosen.grid)(self.path, steps)
 
         def draw(params: Params, key: Key, cond: Cond, shape_or_num: int | tuple[int, ...]) -> Array:
@@ -84,6 +90,7 @@ class Run(NamedTuple):
             denoise = self.denoiser(params)
             if wrap is not None and told is not None and cond is not None:
                 denoise = wrap(denoise)
+            denoise = denoise if clip is None else clip(denoise)
             k_prior, k_steps = jax.random.split(key)
             x_T = sde.prior(self.path, k_prior, jax.ShapeDtypeStruct(shape, jnp.zeros(()).dtype))
             return samplers.sample(chosen, denoise, self.path, times, k_steps, x_T, told)

@@ -85,6 +85,10 @@ _ACCEPTS: dict[str, tuple[tuple[type, ...], str]] = {
 }
 
 
+# keys of the sampler section that are not the sampler's own: steps, classifier-free scale, bound of the predicted image
+SAMPLING = ("num_steps", "guidance", "threshold")
+
+
 def _parameters(fn: Callable[..., Any], derived: tuple[str, ...] = ()) -> list[str]:
     return [name for name in inspect.signature(fn).parameters if name not in derived]
 
@@ -151,7 +155,7 @@ def needed() -> set[str]:
             keys.add(section_name)
             continue
         rows = "kind" in part or section_name == "ema"  # their options at None are left to the function
-        own = ("kind", "learned_variance", "num_steps", "guidance") if rows else tuple(part)
+        own = ("kind", "learned_variance", *SAMPLING) if rows else tuple(part)
         keys |= {f"{section_name}.{key}" for key in own if key in part and part[key] is not None}
     return keys
 
@@ -184,7 +188,7 @@ def base() -> ConfigDict:
             "network": section(NETWORKS, "unet", "network"),
             "optimizer": options(training.optimizer, "optimizer", kind="adam", learning_rate=2e-4, clip=1.0),
             "ema": options(training.Ema, "ema", decay=0.999, warmup=True),
-            "sampler": {**section(SAMPLERS, "heun"), "num_steps": 18, "guidance": 1.0},
+            "sampler": {**section(SAMPLERS, "heun"), "num_steps": 18, "guidance": 1.0, "threshold": None},
             "grid": section({**GRIDS, "natural": lambda: None}, "natural", "grid"),
             "train": {
                 "steps": 1000,

@@ -221,3 +221,39 @@ def test_a_condition_with_nothing_to_drop_is_refused():
         with pytest.raises(ValueError, match=words) as error:
             guide(2.0)(KEY, X_T, 0.5, cond)
         assert "\n" not in str(error.value)
+
+
+def test_threshold_clips_and_keeps_the_pair(x64):
+    x_t, t = jnp.linspace(-9, 9, 12).reshape(4, 3), jnp.array([0.2, 0.5, 0.8, 1.0])
+    plain = oracle.gaussian(PATH, 0.5, 2.0)(KEY, x_t, t)
+    clipped = jd.guidance.static_threshold(PATH, 0.75)(oracle.gaussian(PATH, 0.5, 2.0))(KEY, x_t, t)
+    assert float(jnp.abs(plain.x0).max()) > 2
+    np.testing.assert_allclose(clipped.x0, np.clip(plain.x0, -0.75, 0.75), atol=1e-12)
+    again = expand(PATH.alpha(t), x_t) * clipped.x0 + expand(PATH.sigma(t), x_t) * clipped.eps
+    np.testing.assert_allclose(again, x_t, atol=1e-12)
+    inside = jnp.abs(plain.x0) <= 0.75
+    np.testing.assert_allclose(clipped.eps[inside], plain.eps[inside], atol=1e-12)
+
+
+def test_threshold_rescues_an_eps_prediction_near_alpha_zero(x64):
+    """An eps that errs by .05 and, as a network's, never exceeds 4: divided by alpha = 5e-5 its error throws the chain
+    where no such eps brings it back from, unless x0 is clipped."""
+    path = jd.sde.Discrete(jd.sde.cosine_betas(200))
+    exact = oracle.gaussian(path, 0.1, 0.2)
+
+    def wrong(key, x_t, t, cond=None):
+        eps = jnp.clip(exact(key, x_t, t).eps + 0.05, -4, 4)
+        return jd.Prediction((x_t - expand(path.sigma(t), x_t) * eps) / expand(path.alpha(t), x_t), eps)
+
+    x_T = jd.sde.prior(path, KEY, jnp.zeros((4000, 1)))
+    grid = jd.sde.grids.discrete(path, 50)
+    run = lambda denoise: jd.samplers.sample(jd.samplers.ancestral(), denoise, path, grid, KEY, x_T)
+    far, near = run(wrong), run(jd.guidance.static_threshold(path)(wrong))
+    assert float(jnp.abs(far - 0.1).mean()) > 5 * float(jnp.abs(near - 0.1).mean())
+    assert abs(float(near.mean()) - 0.1) < 0.1 and float(jnp.abs(near).max()) <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("bound", [0, -1.0, float("nan"), float("inf"), "1", True])
+def test_threshold_refuses_a_wrong_bound(bound):
+    with pytest.raises(ValueError, match="allowed: a number above 0"):
+        jd.guidance.static_threshold(PATH, bound)
