@@ -1,0 +1,212 @@
+"""Every config in every method builds its objects; the published sizes; and `:smoke` trains and scores, end to end."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdiff import build, configfile, fit, score, tables
+from jaxdiff.build import Facts
+from jaxdiff.run import load_run
+from jaxdiff.trees import clock
+
+pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.xdist_group("configs")]
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+METHODS = ("ddpm", "iddpm", "score_vp", "score_ve", "subvp", "edm", "flow")
+DIGITS = Facts((8, 8, 1), 10, 17, "image")
+# what each config's data says of itself: shape, classes told to the network, grey levels
+FULL = {
+    "digits": DIGITS,
+    "mnist5k": Facts((28, 28, 1), 10, 256, "image"),
+    "cifar10": Facts((32, 32, 3), 0, 256, "image"),
+    "imagenet64": Facts((64, 64, 3), 1000, 256, "image"),
+    "gaussians25": Facts((2,), 0, 0, "points"),
+}
+SMOKE = FULL | {"cifar10": Facts((16, 16, 3), 0, 17, "image"), "imagenet64": Facts((16, 16, 3), 10, 17, "image")}
+
+
+def load(name, words="", **overrides):
+    return configfile.load(f"{CONFIGS}/{name}.py:{words}", [(k.replace("__", "."), str(v)) for k, v in overrides.items()])
+
+
+def test_every_config_is_here():
+    found = {path.stem for path in CONFIGS.glob("*.py")} - {"common"}
+    assert found == {*FULL, "classifier"}
+    for name in found:  # a config says what it is and how it is run
+        assert f"--config=configs/{name}.py" in (CONFIGS / f"{name}.py").read_text()
+
+
+@pytest.mark.parametrize("size", ["full", "smoke"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", FULL)
+def test_objects(name, method, size):
+    """Everything that a config names can be built, and fits together."""
+    known = (FULL if size == "full" else SMOKE)[name]
+    config = load(name, f"method={method}" + (",smoke" if size == "smoke" else ""))
+    path = build.path(config)
+    sampler = build.sampler(config)
+    grid = sampler.grid(path, config.sampler.num_steps)
+    assert grid.shape == (config.sampler.num_steps + 1,)
+    assert bool((jnp.diff(grid) < 0).all()) and float(grid[0]) == pytest.approx(clock(path).t_max)
+    parameterization = build.parameterization(config)
+    x = jnp.zeros((4, *known.shape))
+    net_x, net_t = parameterization.inputs(path, x, jnp.full(4, path.t_max))
+    assert net_x.shape == x.shape and bool(jnp.isfinite(net_t).all())
+    t = build.draw_times(config)(path, jax.random.key(0), jnp.arange(4))
+    assert t.shape == (4,) and bool(((t >= path.t_min) & (t <= path.t_max)).all())
+    tables.make(tables.WEIGHTINGS, config.weighting, "weighting")
+    network, loss = build.loss(config, build.network(config, known), known)
+    assert network == "denoiser" and callable(loss)
+    tables.call(build.training.optimizer, config.optimizer, "optimizer", total_steps=config.train.steps)
+    tables.call(build.training.Ema, config.ema, "ema", examples_per_step=config.data.batch_size)
+    part = config.train
+    per = part.steps_per_dispatch
+    assert all(n % per == 0 for n in (part.steps, part.log_every, part.eval_every, part.checkpoint_every))
+    if size == "smoke":
+        assert part.steps <= 4 and config.data.source in ("digits", "mnist5k", "gaussians25")
+    else:
+        assert config.optimizer.warmup_steps < part.steps
+        assert (known.shape, known.num_classes) == (FULL[name].shape, FULL[name].num_classes)
+
+
+def parameters(config, known):
+    """How many numbers the network learns, counted without making one."""
+    net = build.network(config, known)
+    spec = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
+    cond = {"label": spec(1, dtype=jnp.int32)} if known.num_classes else None
+    shapes = jax.eval_shape(lambda k, x, t, c: net.init(k, x, t, c), jax.random.key(0), spec(1, *known.shape), spec(1), cond)
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+
+
+@pytest.mark.parametrize(
+    "name, method, millions, within",
+    [
+        ("cifar10", "ddpm", 35.7, 0.01),  # Ho et al. 2020, appendix B
+        ("cifar10", "iddpm", 52.5, 0.01),  # Nichol & Dhariwal 2021
+        ("cifar10", "score_vp", 61.8, 0.02),  # Song et al. 2021, DDPM++
+        ("cifar10", "edm", 55.7, 0.02),  # Karras et al. 2022, table 7: DDPM++
+        ("imagenet64", "edm", 295.9, 0.005),  # Karras et al. 2022, table 7: ADM
+        ("imagenet64", "iddpm", 270.0, 0.02),  # Nichol & Dhariwal 2021, table 6
+    ],
+)
+def test_published_sizes(name, method, millions, within):
+    assert parameters(load(name, f"method={method}"), FULL[name]) / 1e6 == pytest.approx(millions, rel=within)
+
+
+def test_recipes():
+    """Figures of the papers that a slip of the pen would change: images seen, steps of the chain, network calls."""
+    images = lambda config: config.train.steps * config.data.batch_size / 1e6
+    ddpm = load("cifar10", "method=ddpm")
+    assert images(ddpm) == pytest.approx(102.4) and len(build.path(ddpm).betas) == 1000
+    assert images(load("cifar10", "method=edm")) == pytest.approx(200, rel=1e-3)
+    edm = load("imagenet64", "method=edm")
+    assert images(edm) == pytest.approx(2500, rel=1e-3)
+    assert build.sampler(edm).evaluations(edm.sampler.num_steps) == 511
+    iddpm = load("imagenet64", "method=iddpm")
+    assert len(build.path(iddpm).betas) == 4000 and iddpm.sampler.num_steps == 250
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Pictures train on one device here, to compile less; points on all four."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "device_count", lambda: 1)
+        yield
+
+
+def train(workdir, config):
+    """Train, and what a run directory must hold afterwards."""
+    outcome = fit.train(config, workdir, progress=False)
+    assert outcome.step == config.train.steps and outcome.signal is None
+    assert np.isfinite([v for k, v in outcome.metrics.items() if k.endswith("/loss")]).all()
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert (workdir / "checkpoints" / "4").is_dir() and (workdir / "config.json").exists()
+    return load_run(workdir)
+
+
+def train_and_score(workdir, config):
+    run = train(workdir, config)
+    picture = Image.open(workdir / "samples" / "step_000004.png")
+    assert min(picture.size) >= 64
+    found, samples = score.score(run, workdir, progress=False)
+    assert samples.x.shape == (20, *run.facts.shape) and np.isfinite(samples.x).all()
+    assert np.isfinite([v for k, v in found.items() if k.startswith("frechet")]).all()
+    return run, found, samples
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains(method, tmp_path):
+    run, found, _ = train_and_score(tmp_path, load("gaussians25", f"method={method},smoke"))
+    assert run.facts == Facts((2,), 0, 0, "points", run.facts.class_names)
+    assert found["modes_of"] == 25 and found["n_fake"] == 20
+
+
+@pytest.fixture(scope="module")
+def grey_judge(tmp_path_factory, one_device):
+    """A classifier of 8x8 digits, by its own config."""
+    workdir = tmp_path_factory.mktemp("judge")
+    config = load("classifier", "smoke", train__log_every=2)
+    run = train(workdir, config)
+    assert run.facts == DIGITS._replace(class_names=run.facts.class_names) and run.path is None
+    with pytest.raises(ValueError, match="is a classifier"):
+        run.sampler()
+    return workdir
+
+
+def test_digits_train(tmp_path, grey_judge):
+    """`evaluate.classifier` names who judges; every metric is there with its sample size."""
+    run, found, samples = train_and_score(tmp_path, load("digits", "smoke", evaluate__classifier=grey_judge))
+    assert run.facts._replace(class_names=()) == DIGITS
+    assert {"agreement", "frechet", "frechet_floor", "kid", "precision", "recall", "inception_score"} <= set(found)
+    assert (found["classifier_n"], found["agreement_n"], found["n_fake"]) == (359, 20, 20)
+    assert (found["n_real"], found["frechet_floor_n"]) == (1438, 359)
+    assert np.bincount(samples.label).tolist() == [2] * 10
+    assert not (tmp_path / "classifier").exists()
+
+
+def test_mnist5k_trains(tmp_path, one_device):
+    """Its judge is trained beside it."""
+    run, found, _ = train_and_score(tmp_path, load("mnist5k", "smoke", evaluate__metrics="agreement"))
+    assert run.facts._replace(class_names=()) == SMOKE["mnist5k"]
+    assert (found["classifier_n"], found["agreement_n"]) == (1000, 20) and "frechet" not in found
+    assert (tmp_path / "classifier" / "config.json").exists()
+
+
+@pytest.fixture(scope="module")
+def cifar10(tmp_path_factory, one_device):
+    """cifar10:smoke, scored by a classifier that it trains beside itself."""
+    workdir = tmp_path_factory.mktemp("cifar10")
+    return workdir, *train_and_score(workdir, load("cifar10", "smoke"))
+
+
+def test_unconditional_pictures_train(cifar10):
+    """No agreement without classes, but the data's labels still train the judge."""
+    workdir, run, found, samples = cifar10
+    assert run.facts._replace(class_names=()) == SMOKE["cifar10"]
+    assert samples.label is None and "agreement" not in found
+    assert found["features"].startswith("classifier ") and (workdir / "classifier" / "config.json").exists()
+
+
+def test_enlarged_pictures_train(cifar10, tmp_path):
+    """imagenet64:smoke, class-conditional, under the other run's judge."""
+    config = load("imagenet64", "smoke", evaluate__classifier=cifar10[0] / "classifier", evaluate__metrics="frechet")
+    run, found, _ = train_and_score(tmp_path, config)
+    assert run.facts._replace(class_names=()) == SMOKE["imagenet64"]
+    assert "kid" not in found and "agreement" not in found
+
+
+def test_reference_statistics_are_saved_once(cifar10):
+    """Written by the first scores, read by the next, and named after the very classifier that saw the images."""
+    workdir, run, found, _ = cifar10
+    reference = workdir / "reference.npz"
+    before = reference.stat().st_mtime_ns
+    again, _ = score.score(run, workdir, metrics=("frechet",), progress=False)
+    assert again["frechet"] == found["frechet"] and reference.stat().st_mtime_ns == before
+    with np.load(reference) as held:
+        assert found["features"] in str(held["feature"])
