@@ -200,15 +200,14 @@ def on_device(
 
 
 def preview(source: Source, num: int = 64, *, preprocess: Preprocess = Preprocess(), seed: int = 0) -> dict[str, np.ndarray]:
-    """Up to `num` examples spread over the source (all classes of a sorted one), as evaluation sees them.
+    """Up to `num` examples, drawn from the whole source by a fixed seed and in its order, as evaluation sees them.
 
-    One is drawn from each of `num` equal stretches, by a fixed seed: an even stride would beat against classes in turn.
+    Drawn, because an even stride would beat against records whose classes come in turn.
 
     Pictures of differing shapes are fitted to the source's `shape` if none is asked for.
     """
     how = preprocess.without_augmentation()
     if source.kind == "image" and how.shape is None:
         how = Preprocess(cast("tuple[int, int, int]", source.shape), resample=how.resample, scale=how.scale)
-    edges = np.linspace(0, len(source), min(num, len(source)) + 1).round().astype(np.int64)
-    numbers = edges[:-1] + (np.random.RandomState(0).random_sample(len(edges) - 1) * np.diff(edges)).astype(np.int64)
+    numbers = np.sort(_permutation(len(source), 0, 0)[:num])
     return make_batch(source, numbers, how, seed, 0, 0)

@@ -152,13 +152,14 @@ def test_on_device_stays_ahead_by_so_many():
     assert int(next(batches)["x"][0]) == 0 and pulled == [0, 1, 2]
 
 
-def test_preview_spreads_over_the_source():
-    batch = data.preview(data.open_source("mnist5k", "train"), 20)
-    np.testing.assert_array_equal(np.bincount(batch["label"]), [2] * 10)  # mnist5k is sorted by class
-    assert batch["x"].shape == (20, 28, 28, 1)
-    points = data.preview(data.open_source("gaussians25", "test"), 5000)
-    # the modes come in turn, so that a stride of 5 would show 5 of the 25
-    assert np.bincount(points["label"], minlength=25).min() > 120
+def test_preview_draws_from_the_whole_source():
+    batch = data.preview(data.open_source("mnist5k", "train"), 200)
+    assert len(batch["x"]) == 200 and set(batch["label"]) == set(range(10))
+    for num in (5000, 20_000):
+        points = data.preview(data.open_source("gaussians25", "test"), num)
+        # the modes come in turn: a stride of 5 would show 5 of the 25, one of 1.25 some modes twice as often
+        counts = np.bincount(points["label"], minlength=25)
+        assert counts.sum() == num and np.abs(counts / (num / 25) - 1).max() < 0.3 * np.sqrt(5000 / num)
     assert data.preview(data.open_source("gaussians25", "test"), 9)["x"].shape == (9, 2)
 
 
