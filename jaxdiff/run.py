@@ -123,6 +123,7 @@ def load_run(workdir: Any, step: int | None = None, ema: bool = True) -> Run:
     restored = training.restore(workdir, step, what="ema" if ema else "params")
     name = "classifier" if config.loss.kind == "classification" else "denoiser"
     params = restored.tree[name]["ema"] if ema else restored.tree[name]
+    params = jax.device_put(jax.device_get(params))  # uncommitted: a caller's mesh takes them as it takes fresh arrays
     known = build.facts_of_run(workdir)
     path = None if config.path.kind == "none" else build.path(config)
     return Run(config, params, path, known, build.network(config, known), restored.step)
