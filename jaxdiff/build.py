@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from jaxdiff import conditioning, data, evaluation, guidance, tables, training
 from jaxdiff.samplers import Sampler
-from jaxdiff.sde import Parameterization, parameterizations
+from jaxdiff.sde import Discrete, Parameterization, parameterizations
 from jaxdiff.types import Array, Guidance, Key, Params
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16, "float64": jnp.float64}
@@ -188,6 +188,9 @@ def loss(config: ConfigDict, net: Any, known: Facts) -> tuple[str, Any]:
     if known.num_classes and config.condition.drop > 0:
         extra["draw_cond"] = conditioning.drop(config.condition.drop, known.num_classes)
     if config.loss.kind == "hybrid":
+        if not isinstance(extra["path"], Discrete) or not config.parameterization.learned_variance:
+            raise ValueError("loss.kind 'hybrid' learns the variance of a Discrete chain; mend: path.kind=discrete and "
+                             "parameterization.learned_variance=True, or loss.kind=denoising")
         extra["levels"] = known.levels or 256
     else:
         extra["weighting"] = tables.make(tables.WEIGHTINGS, config.weighting, "weighting")

@@ -37,11 +37,15 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
     parts = build.train_step(config, net, known)
     pipe = build.pipeline(config, records)
     mesh = training.data_mesh() if jax.device_count() > 1 else None
+    wanted = ("x", "index", "label") if known.num_classes else ("x", "index")
+    shapes = {"x": known.shape, "index": (), "label": ()}
+    example = {name: jax.ShapeDtypeStruct((config.data.batch_size, *shapes[name]), np.float32 if name == "x" else np.int32)
+               for name in wanted}
+    jax.eval_shape(parts.step, parts.state, example)  # parts that do not fit say so now; the loop reuses the trace
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
         if jax.process_index() == 0:  # here the loop has checked its own words and written config.json
             build.write_facts(workdir, known)
-        wanted = ("x", "index", "label") if known.num_classes else ("x", "index")
         chosen = ({name: batch[name] for name in wanted} for batch in pipe.batches(start))
         return chosen if mesh is not None else data.on_device(chosen)
 
@@ -58,7 +62,7 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
         best_metric=config.train.best_metric,
         best_mode=config.train.best_mode,
         evaluate=_validation(config, net, known),
-        preview=_preview(config, net, known),
+        preview=_preview(config, net, known, parts.state),
         config=saved,
         may_change=MAY_CHANGE,
         schedules=parts.schedules,
@@ -76,13 +80,13 @@ def _check(config: ConfigDict, workdir: Any, saved: dict[str, Any]) -> None:
         raise NotADirectoryError(f"workdir is {str(workdir)!r}, a file; allowed: a directory, or a new name")
     if training.steps(workdir):
         training.check_config(workdir, saved, MAY_CHANGE)
-    for name, least in {"keep": 1, "preview": 0}.items():
+    for name, least in {"steps": 1, "keep": 1, "preview": 0}.items():
         if part[name] < least:
             raise ValueError(f"train.{name} is {part[name]}; allowed: {least} or more")
     if part.best_mode not in ("min", "max"):
         raise ValueError(f"train.best_mode is {part.best_mode!r}; allowed: min, max")
     shares = jax.device_count() * max(part.accumulate, 1)
-    if config.data.batch_size % shares:
+    if config.data.batch_size < 1 or config.data.batch_size % shares:
         raise ValueError(f"data.batch_size is {config.data.batch_size}; allowed: a multiple of {shares} "
                          f"({jax.device_count()} devices x accumulate {part.accumulate})")
 
@@ -110,7 +114,7 @@ def _validation(config: ConfigDict, net: Any, known: build.Facts) -> Any:
     return evaluate
 
 
-def _preview(config: ConfigDict, net: Any, known: build.Facts) -> Any:
+def _preview(config: ConfigDict, net: Any, known: build.Facts, state: training.TrainState) -> Any:
     """A picture of samples of the averaged parameters, classes in turn, the same noise at every evaluation."""
     num = config.train.preview
     if num == 0 or config.loss.kind == "classification":
@@ -118,6 +122,7 @@ def _preview(config: ConfigDict, net: Any, known: build.Facts) -> Any:
     run = Run(config, None, build.path(config), known, net, 0)
     draw = jax.jit(run.sampler(), static_argnums=3)
     cond = {"label": jnp.arange(num) % known.num_classes} if known.num_classes else None
+    draw.eval_shape(state.ema["denoiser"]["ema"], state.key, cond, num)  # as above
     real = None if known.kind == "image" else np.asarray(data.preview(build.source(config, "test"), 5000)["x"])
 
     def preview(state: training.TrainState, step: int) -> list[tuple[str, np.ndarray]]:
