@@ -27,11 +27,14 @@ def x64():
 @contextlib.contextmanager
 def less_optimized():
     """Programs compiled here take less time to compile, and more to run: right for ones that run a few times."""
+    before = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
     jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # the same small ones again in every test
     try:
         yield
     finally:
         jax.config.update("jax_disable_most_optimizations", False)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +51,8 @@ def points_run(tmp_path_factory):
 
     workdir = tmp_path_factory.mktemp("runs") / "points"
     with less_optimized():
-        code = main(["train", f"--config={ROOT}/configs/gaussians25.py:smoke", f"--workdir={workdir}", "--no_evaluate", "--quiet",
-                     "--config.condition.label=True", "--config.train.checkpoint_every=2"])
+        code = main(["train", f"--config={ROOT}/configs/gaussians25.py:smoke", f"--workdir={workdir}", "--no_evaluate",
+                     "--quiet", "--config.condition.label=True", "--config.train.checkpoint_every=2"])
     assert code == 0
     return workdir
 

@@ -370,46 +370,37 @@ def test_a_loss_that_is_not_finite(call, workdir, tmp_path):
     assert code == 0 and "trained to step 8" in out and rows(workdir) == [2, 4, 6, 8]
 
 
-def started(workdir, *words):
-    """`jaxdiff train` in a process of its own, once it has trained 40 steps."""
-    command = [sys.executable, "-m", "jaxdiff.cli", "train", *SAME, f"--workdir={workdir}", *words]
+def started(workdir, step):
+    """`jaxdiff train` without end in a process of its own, once it has logged `step` (it logs every second one)."""
+    words = (*SAME, f"--workdir={workdir}", "--config.train.steps=100000000", "--config.train.checkpoint_every=20")
     env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, "-m", "jaxdiff.cli", "train", *words], env=env, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     end = time.monotonic() + 240
-    while not ((workdir / "metrics.jsonl").exists() and len(rows(workdir)) >= 20):
+    while not ((workdir / "metrics.jsonl").exists() and rows(workdir)[-1:] >= [step]):
         assert child.poll() is None, child.stderr.read()
         assert time.monotonic() < end
         time.sleep(0.1)
     return child
 
 
-def test_terminated(call, tmp_path):
-    """SIGTERM saves where it stands and leaves with 128 + 15; the same command goes on from there."""
+def test_killed_then_terminated(call, tmp_path):
+    """kill -9 loses the steps since the last checkpoint and nothing else; the same command goes on; SIGTERM saves where it
+    stands and leaves with 128 + 15."""
     workdir = tmp_path / "run"
-    long = ("--config.train.steps=100000000", "--config.train.checkpoint_every=100000000")
-    child = started(workdir, *long)
+    child = started(workdir, 40)
+    child.kill()
+    child.communicate(timeout=60)
+    assert child.returncode == -signal.SIGKILL and steps(workdir)
+    child = started(workdir, rows(workdir)[-1] + 40)
     child.send_signal(signal.SIGTERM)
     out, err = child.communicate(timeout=120)
     assert child.returncode == 128 + signal.SIGTERM == 143, err
-    (saved,) = steps(workdir)
-    assert f"stopped at step {saved} and saved" in out and "SIGTERM" in err and len(err.split("\n")) <= 3
+    saved = steps(workdir)[-1]
+    assert f"stopped at step {saved} and saved" in out
+    assert [line for line in err.splitlines() if line] == ["SIGTERM: saving, then leaving; again to leave now"]
+    assert rows(workdir) == sorted({*range(2, saved + 1, 2), saved})  # every row once, over both lives
     assert call("sample", f"--workdir={workdir}", f"--out={tmp_path}/a.npz", "--num=4")[0] == 0
-    code, out, _ = call("train", *SAME, f"--workdir={workdir}", f"--config.train.steps={saved + 4}")
-    assert code == 0 and f"trained to step {saved + 4}" in out and steps(workdir)[-1] == saved + 4
-
-
-def test_killed(call, tmp_path):
-    """kill -9 loses the steps since the last checkpoint and nothing else."""
-    workdir = tmp_path / "run"
-    child = started(workdir, "--config.train.steps=100000000", "--config.train.checkpoint_every=10")
-    child.kill()
-    child.communicate(timeout=60)
-    assert child.returncode == -signal.SIGKILL
-    last = steps(workdir)[-1]
-    code, out, err = call("train", *SAME, f"--workdir={workdir}", f"--config.train.steps={last + 4}")
-    assert code == 0 and f"trained to step {last + 4}" in out, err
-    found = rows(workdir)
-    assert found == list(range(2, last + 5, 2))  # every row once
 
 
 def test_bench(call):
