@@ -44,7 +44,8 @@ class Facts(NamedTuple):
 
 def source(config: ConfigDict, split: str) -> data.Source:
     """The records of one split: train, validation or test."""
-    return data.open_source(config.data.source, split, **dict(config.data.options))
+    given = {name: value for name, value in config.data.options.items() if value is not None}
+    return data.open_source(config.data.source, split, **given)
 
 
 def facts(config: ConfigDict, records: data.Source) -> Facts:

@@ -52,7 +52,8 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
 
 def train(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     """Train, resuming by itself, and score the result."""
-    from jaxdiff import configfile, fit, score
+    from jaxdiff import configfile, fit, judge, score
+    from jaxdiff.run import load_run
 
     config = configfile.load(args.config, overrides)
     score.check_words(config)
@@ -61,7 +62,11 @@ def train(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
         print(f"stopped at step {outcome.step} and saved; the same command goes on from there")
         return 128 + outcome.signal
     print(f"trained to step {outcome.step} in {args.workdir}")
-    if args.no_evaluate or config.loss.kind == "classification":
+    if args.no_evaluate:
+        return 0
+    if config.loss.kind == "classification":
+        judged = judge.from_run(load_run(args.workdir))
+        print(f"accuracy {judged.accuracy:.4f} on {judged.n} held-out pictures")
         return 0
     try:
         return _evaluate(args.workdir, None, {}, progress=not args.quiet)

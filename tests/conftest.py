@@ -27,7 +27,7 @@ def x64():
 @contextlib.contextmanager
 def less_optimized():
     """Programs compiled here take less time to compile, and more to run: right for ones that run a few times."""
-    before = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # the same small ones again in every test
     try:

@@ -67,7 +67,9 @@ def files(*folders):
 
 
 def rows(workdir):
-    return [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    """The logged steps; a last line without its end is still being written."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
 
 
 # --- help ---------------------------------------------------------------------------------------------------------------
@@ -132,6 +134,20 @@ def test_train_scores_what_it_trained(call, tmp_path):
     found = json.loads((tmp_path / "evaluation" / "step_000004.json").read_text(), parse_constant=strict)
     assert found["frechet"] == pytest.approx(float(table["frechet"]), abs=1e-4)
     assert Image.open(tmp_path / "evaluation" / "step_000004.png").size[0] > 500
+
+
+def test_points_of_ones_own(call, tmp_path):
+    """From a file, with a share kept for validation; nothing is known to score them by, and that is no failure."""
+    x = np.random.default_rng(0).normal(size=(500, 2)).astype(np.float32)
+    np.savez(tmp_path / "points.npz", x=x)
+    own = (f"--config.data.source=npz:{tmp_path}/points.npz", "--config.data.options.scale=None",
+           "--config.data.options.validation=0.2", "--config.train.best_metric=eval/loss", "--config.train.eval_every=2")
+    code, out, _ = call("train", POINTS, f"--workdir={tmp_path}/run", "--quiet", *own)
+    assert code == 0 and "trained to step 4" in out and "no scores: points of 'npz:" in out
+    told = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["eval/loss"] for row in told if "eval/loss" in row}
+    assert set(losses) == {2, 4} and all(0 < loss < 10 for loss in losses.values())
+    assert min(losses, key=losses.get) in steps(tmp_path / "run")
 
 
 def test_sample(call, points_run, tmp_path):
@@ -373,7 +389,7 @@ def test_a_loss_that_is_not_finite(call, workdir, tmp_path):
 def started(workdir, step):
     """`jaxdiff train` without end in a process of its own, once it has logged `step` (it logs every second one)."""
     words = (*SAME, f"--workdir={workdir}", "--config.train.steps=100000000", "--config.train.checkpoint_every=20")
-    env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    env = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"} | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     child = subprocess.Popen([sys.executable, "-m", "jaxdiff.cli", "train", *words], env=env, text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     end = time.monotonic() + 240

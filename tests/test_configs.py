@@ -11,6 +11,7 @@ from PIL import Image
 
 from jaxdiff import build, configfile, fit, score, tables
 from jaxdiff.build import Facts
+from jaxdiff.cli import main
 from jaxdiff.run import load_run
 from jaxdiff.trees import clock
 
@@ -158,6 +159,16 @@ def grey_judge(tmp_path_factory, one_device):
     with pytest.raises(ValueError, match="is a classifier"):
         run.sampler()
     return workdir
+
+
+def test_a_classifier_tells_its_accuracy(grey_judge, capsys):
+    """The command that trained it, again: no step more, and the share of held-out pictures that it reads right."""
+    words = [f"--config={CONFIGS}/classifier.py:smoke", f"--workdir={grey_judge}", "--config.train.log_every=2"]
+    assert main(["train", *words]) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("trained to step 4")
+    accuracy = float(last.removeprefix("accuracy ").removesuffix(" on 359 held-out pictures"))
+    assert 0 <= accuracy <= 1 and accuracy == pytest.approx(round(accuracy * 359) / 359, abs=1e-4)
 
 
 def test_digits_train(tmp_path, grey_judge):
