@@ -20,7 +20,7 @@ from jaxdiff.run import load_run
 from jaxdiff.training import steps
 from tests.conftest import less_optimized
 
-pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.xdist_group("runs")]
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 POINTS = f"--config={CONFIGS}/gaussians25.py:smoke"

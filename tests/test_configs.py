@@ -15,7 +15,7 @@ from jaxdiff.cli import main
 from jaxdiff.run import load_run
 from jaxdiff.trees import clock
 
-pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.xdist_group("configs")]
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 METHODS = ("ddpm", "iddpm", "score_vp", "score_ve", "subvp", "edm", "flow")
