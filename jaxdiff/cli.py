@@ -95,7 +95,8 @@ def _evaluate(workdir: str, run: Any, options: dict[str, Any], progress: bool = 
     folder = Path(workdir) / "evaluation"
     found = {"step": run.step, **{k: v for k, v in options.items() if v not in (None, ())}, **found}
     real = None if run.facts.kind == "image" else score.real_examples(run, "test")["x"]
-    shown = fit.picture(samples.x[: 10 * (run.facts.num_classes or 10)], run.facts, real)
+    most = 10 * (run.facts.num_classes or 10) if run.facts.kind == "image" else len(samples.x)
+    shown = fit.picture(samples.x[:most], run.facts, real)
     picture = evaluation.save_png(folder / f"step_{run.step:06d}.png", shown)
     file = folder / f"step_{run.step:06d}.json"
     plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}  # JSON has no NaN
