@@ -1,5 +1,7 @@
 """Training-time draws: their distributions (Kolmogorov-Smirnov), and that cutting the batch changes nothing."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,12 +71,17 @@ def test_low_discrepancy_is_even_and_uniform(start):
 
 @every_draw
 def test_cutting_the_batch_changes_nothing(draw):
-    """Global index 0..7 on one device equals two devices of four, and any order."""
+    """Global index 0..7 on one device equals two devices of four, and any order.
+
+    To four units in the last place: a vector's tail may take another instruction for exp than its body, so the last
+    bits depend on the shape and the processor. Another random number would differ in the first digit.
+    """
+    same = partial(np.testing.assert_array_max_ulp, maxulp=4)
     path = PATHS["Flow"]
     index = jnp.arange(8)
     whole = draw(path, KEY, index)
-    np.testing.assert_array_equal(whole, jnp.concatenate([draw(path, KEY, index[:4]), draw(path, KEY, index[4:])]))
-    np.testing.assert_array_equal(whole[::-1], draw(path, KEY, index[::-1]))
+    same(whole, jnp.concatenate([draw(path, KEY, index[:4]), draw(path, KEY, index[4:])]))
+    same(whole[::-1], draw(path, KEY, index[::-1]))
     np.testing.assert_allclose(whole, jax.jit(draw, static_argnums=0)(path, KEY, index), rtol=1e-6)
     assert whole.shape == (8,) and whole.dtype == jnp.float32
     assert len(np.unique(whole)) > 4
