@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         guidance,
         losses,
         networks,
+        observe,
         samplers,
         score,
         sde,
@@ -44,7 +45,7 @@ _HELD = {
 
 __all__ = [
     "Prediction", "__version__", "conditioning", "configfile", "data", "denoiser", "evaluation", "fit", "guidance",
-    "load_run", "losses", "networks", "parameterizations", "samplers", "score", "sde", "training", "types",
+    "load_run", "losses", "networks", "observe", "parameterizations", "samplers", "score", "sde", "training", "types",
 ]
 
 

@@ -26,6 +26,7 @@ MAY = {
     "guidance": {"types", "trees", "sde", "conditioning"},
     "losses": {"types", "trees", "sde", "denoiser"},
     "samplers": {"types", "trees", "sde"},
+    "observe": {"types", "trees", "sde"},
 }
 # the floors above may import all that is below them, in this order
 TOP = ["tables", "configfile", "build", "run", "fit", "judge", "score", "benchmark", "grammar", "cli"]
@@ -36,7 +37,7 @@ HOMES = {
     "grain": {"data"},
     "tensorflow_datasets": {"data"},
     "tensorflow": {"data"},
-    "diffrax": {"samplers"},
+    "diffrax": {"samplers", "observe"},
     "ml_collections": {"tables", "configfile", "build", "run", "fit", "judge", "score", "benchmark", "cli"},
 }
 

@@ -9,6 +9,7 @@
 | heun(churn) | 2 | 2 N - 1 | karras |
 | dpm_solver(order, sde) | 2 | N | log-SNR |
 | unipc(order) | order + 1 | N | log-SNR |
+| repaint(predictor, jump, repeats) | the predictor's | N repeats | the predictor's, up and down |
 
 "natural" is the path's own clock: a Discrete path's times, equal steps on [0, 1], Karras' grid on EDM (sde/grids.py).
 """
@@ -20,10 +21,11 @@ from jaxdiff.samplers.dpm_solver import dpm_solver
 from jaxdiff.samplers.heun import heun
 from jaxdiff.samplers.langevin import chain, langevin
 from jaxdiff.samplers.likelihood import bits_per_dim, log_likelihood
+from jaxdiff.samplers.repaint import repaint
 from jaxdiff.samplers.reverse_sde import euler_maruyama, reverse_diffusion
 from jaxdiff.samplers.unipc import unipc
 
 __all__ = [
     "Model", "Sampler", "State", "ancestral", "bits_per_dim", "chain", "ddim", "dpm_solver", "euler_maruyama", "heun",
-    "langevin", "log_likelihood", "reverse_diffusion", "sample", "start", "unipc",
+    "langevin", "log_likelihood", "repaint", "reverse_diffusion", "sample", "start", "unipc",
 ]

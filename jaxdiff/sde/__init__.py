@@ -17,9 +17,10 @@ from jaxdiff.sde.kernels import (
 )
 from jaxdiff.sde.parameterizations import Parameterization, c_noise
 from jaxdiff.sde.paths import EDM, VE, VP, Cosine, Flow, SubVP
+from jaxdiff.sde.slower import Slower, falling, noise_level
 
 __all__ = [
-    "EDM", "VE", "VP", "Cosine", "Discrete", "Flow", "Parameterization", "SubVP", "c_noise", "cosine_betas",
-    "diffusion", "drift", "grids", "linear_betas", "log_snr", "parameterizations", "perturb", "posterior", "prior",
-    "prior_log_prob", "score", "time_at", "times", "transition", "velocity",
+    "EDM", "VE", "VP", "Cosine", "Discrete", "Flow", "Parameterization", "Slower", "SubVP", "c_noise", "cosine_betas",
+    "diffusion", "drift", "falling", "grids", "linear_betas", "log_snr", "noise_level", "parameterizations", "perturb",
+    "posterior", "prior", "prior_log_prob", "score", "time_at", "times", "transition", "velocity",
 ]

@@ -127,7 +127,10 @@ def log_snr(path: Any, t: Any) -> Array:
 
 
 def time_at(path: Any, log_snr_value: Any) -> Array:
-    """The time at which the log-SNR takes a value: the path's closed form, or 64 bisections on [0, t_max]."""
+    """The time at which the log-SNR takes a value: the path's closed form, or 64 bisections on [0, t_max].
+
+    Differentiable in the value (once): the bisection's derivative is that of the inverse function.
+    """
     p, target = clock(path), as_time(log_snr_value)
     if hasattr(p, "time_at"):
         return p.time_at(target)
@@ -139,7 +142,11 @@ def time_at(path: Any, log_snr_value: Any) -> Array:
         return jnp.where(too_clean, middle, low), jnp.where(too_clean, high, middle)
 
     low, high = jax.lax.fori_loop(0, 64, halve, (jnp.zeros_like(target), jnp.full_like(target, p.t_max)))
-    return 0.5 * (low + high)
+    found = jax.lax.stop_gradient(0.5 * (low + high))
+    slope = jax.lax.stop_gradient(derivative(lambda u: log_snr(p, u), found))
+    inside = jnp.isfinite(target) & jnp.isfinite(slope)
+    value = jnp.where(inside, target, 0)  # where the log-SNR is infinite there is no slope to follow
+    return found + (value - jax.lax.stop_gradient(value)) / jnp.where(inside, slope, 1)
 
 
 def needs_signal(path: Any, what: str) -> None:
