@@ -35,6 +35,7 @@ from jaxdiff.evaluation.features import (
     to_rgb,
 )
 from jaxdiff.evaluation.images import image_grid, save_npz, save_png, to_uint8, write_whole
+from jaxdiff.evaluation.lpips import lpips_distance
 from jaxdiff.evaluation.points import Modes, mode_report, point_report, scatter_picture
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "inception_score",
     "kid",
     "load_statistics",
+    "lpips_distance",
     "merge_moments",
     "mode_report",
     "moments_of",
