@@ -1,6 +1,7 @@
 """Data: sources of random-access records, what is done to a record, and batches whose only position is the step.
 
-The one home of grain and TFDS. `open_source` -> `pipeline` -> `batches(start_step)` -> `on_device`.
+The one home of grain and TFDS. `open_source` -> `pipeline` -> `batches(start_step)` -> `on_device`. For conditional
+generation a `Task` puts a condition picture beside x.
 """
 
 from jaxdiff.data.memory import arrays, digits, mnist5k, npz
@@ -9,6 +10,7 @@ from jaxdiff.data.pipeline import Pipeline, on_device, pipeline, preview
 from jaxdiff.data.preprocess import Preprocess, scale_dequantised, scale_exact, to_levels
 from jaxdiff.data.records import Columns, Records, Source, Subset
 from jaxdiff.data.sources import SourceInfo, list_sources, open_source, prepare
+from jaxdiff.data.tasks import Task, edges, given, inpainting, super_resolution
 from jaxdiff.data.tfds_source import tfds_source
 from jaxdiff.data.toys import (
     gaussians25,
@@ -26,14 +28,18 @@ __all__ = [
     "Source",
     "SourceInfo",
     "Subset",
+    "Task",
     "arrays",
     "digits",
+    "edges",
     "folder",
     "gaussians25",
     "gaussians25_centres",
     "gaussians25_from_raw",
     "gaussians25_std",
     "gaussians25_to_raw",
+    "given",
+    "inpainting",
     "list_sources",
     "mnist5k",
     "npz",
@@ -44,6 +50,7 @@ __all__ = [
     "preview",
     "scale_dequantised",
     "scale_exact",
+    "super_resolution",
     "tfds_source",
     "to_levels",
 ]

@@ -11,6 +11,10 @@ batch may be larger than the data set.
 
 grain runs it: a `MapDataset` over batch numbers, read ahead by threads. The permutation is numpy's, kept for an epoch,
 because grain's own shuffle costs 16 microseconds a record on small sets: more than all the rest.
+
+With a task every batch also holds the condition picture. What is random about it (where the hole is) comes from the
+position in training, so that it differs from epoch to epoch, and from the record's number alone in evaluation, so that
+every run and every process sees the same test picture through the same mask.
 """
 
 from __future__ import annotations
@@ -19,15 +23,16 @@ import collections
 import functools
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import grain
 import jax
 import numpy as np
 
-from jaxdiff.data.preprocess import Preprocess, examples
-from jaxdiff.data.records import Columns, Source, Subset, take
+from jaxdiff.data.preprocess import TASK, Preprocess, examples, uniform_bits
+from jaxdiff.data.records import SPLIT_SEED, Columns, Source, Subset, take
+from jaxdiff.data.tasks import Task
 
 
 @functools.lru_cache(maxsize=4)
@@ -50,7 +55,8 @@ def record_numbers(num_records: int, seed: int, start: int, count: int) -> np.nd
 class Pipeline:
     """Batches of a source for one process; made by `pipeline`. `batch_size` is global, `local_batch_size` its share.
 
-    A batch is `x` float32 [b, ...], `index` int32 [b] (place in the global batch) and, with classes, `label` int32 [b].
+    A batch is `x` float32 [b, ...], `index` int32 [b] (place in the global batch) and, with classes, `label` int32 [b];
+    with a task also `image` float32 [b, H, W, C'] and, for inpainting, `mask` float32 [b, H, W, 1].
     """
 
     source: Source
@@ -61,6 +67,7 @@ class Pipeline:
     process_index: int
     process_count: int
     num_threads: int
+    task: Task | None = None
 
     @property
     def local_batch_size(self) -> int:
@@ -76,7 +83,7 @@ class Pipeline:
         first = self.process_index * self.local_batch_size
         start = step * self.batch_size + first
         numbers = record_numbers(len(self.source), self.seed, start, self.local_batch_size)
-        return make_batch(self.source, numbers, self.preprocess, self.seed, start, first)
+        return make_batch(self.source, numbers, self.preprocess, self.seed, start, first, self.task)
 
     def batches(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Batches start_step, start_step + 1, ...: what an uninterrupted run would have seen from there on."""
@@ -89,6 +96,8 @@ class Pipeline:
     def epoch(self) -> Iterator[dict[str, np.ndarray]]:
         """Every record once, in the source's order, for evaluation: centre crops, no flips, dequantised by record.
 
+        A task's mask depends on the record's number and on nothing else, the seed included.
+
         The last batch is smaller where the batch size does not divide the source; a process whose share of it would
         be nothing gets arrays of length 0, so that all processes see the same number of batches.
         """
@@ -99,7 +108,7 @@ class Pipeline:
             first = self.process_index * local
             start = min(number * self.batch_size + first, total)
             numbers = np.arange(start, min(start + local, total))
-            return make_batch(self.source, numbers, how, self.seed, start, first)
+            return make_batch(self.source, numbers, how, self.seed, start, first, self.task, evaluation=True)
 
         return _read_ahead(batch, 0, -(-total // self.batch_size), self.num_threads)
 
@@ -114,12 +123,15 @@ def pipeline(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int | None = None,
+    task: Task | None = None,
 ) -> Pipeline:
     """Shuffled batches of `batch_size` (over all processes) from `source`, the same for the same `seed`.
 
-    `num_threads` read ahead, a batch each (default 1 from memory, else up to 8; 0 reads when asked).
+    `num_threads` read ahead, a batch each (default 1 from memory, else up to 8; 0 reads when asked). `task` (see
+    `tasks`) puts the condition picture beside x.
 
-    Raises ValueError for a batch that the processes cannot share, and for pictures' options on points.
+    Raises ValueError for a batch that the processes cannot share, for pictures' options on points, and for a task that
+    does not fit the pictures.
     """
     if batch_size < 1 or process_count < 1 or batch_size % process_count:
         raise ValueError(f"batch_size={batch_size} must be a multiple of the {process_count} processes that share it")
@@ -133,22 +145,48 @@ def pipeline(
         raise ValueError(f"{source.name} holds points, which take no {preprocess}")
     if preprocess.scale == "dequantise" and not source.levels:
         raise ValueError(f"{source.name} is continuous: there is nothing to dequantise; allowed: scale='exact'")
+    _check_task(source, preprocess, task)
     if num_threads is None:
         num_threads = 1 if _in_memory(source.records) else min(8, os.cpu_count() or 1)
-    return Pipeline(source, batch_size, seed, preprocess, num_epochs, process_index, process_count, num_threads)
+    return Pipeline(source, batch_size, seed, preprocess, num_epochs, process_index, process_count, num_threads, task)
+
+
+def _shape(source: Source, how: Preprocess) -> tuple[int, ...]:
+    return how.shape if how.shape and source.kind == "image" else source.shape
+
+
+def _check_task(source: Source, how: Preprocess, task: Task | None) -> None:
+    """Raise ValueError where a task cannot be made from a source's pictures."""
+    if task is None:
+        return
+    if source.kind == "points":
+        raise ValueError(f"{source.name} holds points, and task {task.name} needs pictures")
+    if task.needs_given and not source.has_given:
+        raise ValueError(f"task {task.name} needs records that hold their condition, as pairs:FOLDER has; got {source.name}")
+    task.condition_shape(cast("tuple[int, int, int]", _shape(source, how)))
 
 
 def make_batch(
-    source: Source, numbers: np.ndarray, how: Preprocess, seed: int, start: int, first_index: int
+    source: Source,
+    numbers: np.ndarray,
+    how: Preprocess,
+    seed: int,
+    start: int,
+    first_index: int,
+    task: Task | None = None,
+    evaluation: bool = False,
 ) -> dict[str, np.ndarray]:
     """The numbered records as a batch: they stand at positions `start`... of the run and `first_index`... of the batch.
 
+    With a task `image` (and perhaps `mask`) too, its randomness from `seed` and the position, or for `evaluation` from
+    the records' numbers only.
+
     Raises ValueError for a label outside the source's classes, or a picture that does not fit, by name.
     """
-    shape = how.shape if how.shape and source.kind == "image" else source.shape
     batch = {"index": np.arange(first_index, first_index + len(numbers), dtype=np.int32)}
     if len(numbers) == 0:
-        empty = {"x": np.zeros((0, *shape), np.float32)}
+        empty = {"x": np.zeros((0, *_shape(source, how)), np.float32)}
+        empty |= _condition(task, empty["x"], empty["x"], np.zeros((0, 4), np.uint16))
         return batch | empty | ({"label": np.zeros(0, np.int32)} if source.num_classes else {})
     columns = take(source.records, numbers)
     if source.kind == "points":
@@ -156,6 +194,11 @@ def make_batch(
     else:
         names = columns.get("name") or [f"record {number} of {source.name} ({source.split})" for number in numbers]
         batch["x"] = examples(columns["image"], how, source.levels, seed, start, names)
+    if task is not None:
+        beside = None
+        if task.needs_given:  # the same draws, so the same crop and flip; but x's dequantisation noise is not y's to tell
+            beside = examples(columns["given"], replace(how, scale="exact"), source.levels, seed, start, names)
+        batch |= _condition(task, batch["x"], beside, _task_bits(numbers, seed, start, evaluation))
     if source.num_classes:
         label = np.asarray(columns["label"], np.int32)
         wrong = np.flatnonzero((label < 0) | (label >= source.num_classes))
@@ -166,6 +209,19 @@ def make_batch(
             )
         batch["label"] = label
     return batch
+
+
+def _task_bits(numbers: np.ndarray, seed: int, start: int, evaluation: bool) -> np.ndarray:
+    if evaluation:
+        return np.concatenate([uniform_bits(SPLIT_SEED, TASK, int(number), 1, 4) for number in numbers])
+    return uniform_bits(seed, TASK, start, len(numbers), 4)
+
+
+def _condition(task: Task | None, x: np.ndarray, beside: np.ndarray | None, bits: np.ndarray) -> dict[str, np.ndarray]:
+    """What a task puts into a batch; `beside` is the picture that came with the record, where the task takes one."""
+    if task is None:
+        return {}
+    return {"image": cast(np.ndarray, beside)} if task.make is None else task.make(x, bits)
 
 
 def _in_memory(records: Any) -> bool:
@@ -199,15 +255,24 @@ def on_device(
     yield from flying
 
 
-def preview(source: Source, num: int = 64, *, preprocess: Preprocess = Preprocess(), seed: int = 0) -> dict[str, np.ndarray]:
+def preview(
+    source: Source,
+    num: int = 64,
+    *,
+    preprocess: Preprocess = Preprocess(),
+    seed: int = 0,
+    task: Task | None = None,
+) -> dict[str, np.ndarray]:
     """Up to `num` examples, drawn from the whole source by a fixed seed and in its order, as evaluation sees them.
 
     Drawn, because an even stride would beat against records whose classes come in turn.
 
-    Pictures of differing shapes are fitted to the source's `shape` if none is asked for.
+    Pictures of differing shapes are fitted to the source's `shape` if none is asked for. With a task its condition
+    comes too, the one that `Pipeline.epoch` gives the same record. Raises ValueError for a task that does not fit.
     """
     how = preprocess.without_augmentation()
     if source.kind == "image" and how.shape is None:
         how = Preprocess(cast("tuple[int, int, int]", source.shape), resample=how.resample, scale=how.scale)
     numbers = np.sort(_permutation(len(source), 0, 0)[:num])
-    return make_batch(source, numbers, how, seed, 0, 0)
+    _check_task(source, how, task)
+    return make_batch(source, numbers, how, seed, 0, 0, task, evaluation=True)

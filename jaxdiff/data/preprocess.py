@@ -25,8 +25,8 @@ _RESAMPLE = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-_LUMA = np.array([0.299, 0.587, 0.114])  # Rec. 601, as Pillow's "L"
-_GEOMETRY, _DEQUANTISE = 1, 2  # purposes: each has its own stream
+LUMA = np.array([0.299, 0.587, 0.114])  # Rec. 601, as Pillow's "L"
+_GEOMETRY, _DEQUANTISE, TASK = 1, 2, 3  # purposes: each has its own stream
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,12 @@ def fit(image: np.ndarray, how: Preprocess, bits: np.ndarray, levels: int, name:
     if image.ndim != 3 or min(image.shape) < 1 or image.shape[2] not in (1, 3):
         raise ValueError(f"{name} has shape {image.shape} and cannot become {how.shape}; allowed: (H, W, 1 or 3)")
     if image.shape[2] > channels:
-        grey = (image @ _LUMA)[..., None]
+        grey = (image @ LUMA)[..., None]
         image = np.rint(grey).astype(image.dtype) if levels else grey.astype(image.dtype)
     ratio = how.resize / min(image.shape[:2]) if how.resize else max(height / image.shape[0], width / image.shape[1])
     size = max(height, round(image.shape[0] * ratio)), max(width, round(image.shape[1] * ratio))
     if image.shape[:2] != size:
-        image = _resized(image, size, how.resample)
+        image = resized(image, size, how.resample)
         # bicubic and lanczos overshoot: 8 bits stop them at 255, but 17 levels end at 16
         image = np.clip(image, 0, levels - 1) if levels else np.clip(image, -1, 1)
     slack = np.array([size[0] - height, size[1] - width], np.int64)
@@ -125,7 +125,7 @@ def fit(image: np.ndarray, how: Preprocess, bits: np.ndarray, levels: int, name:
     return np.repeat(image, channels, axis=2) if image.shape[2] < channels else image
 
 
-def _resized(image: np.ndarray, size: tuple[int, int], resample: str) -> np.ndarray:
+def resized(image: np.ndarray, size: tuple[int, int], resample: str) -> np.ndarray:
     """Pillow's antialiased resize: 8-bit pictures as they are, float32 ones (mode "F") a channel at a time."""
     how, size_xy = _RESAMPLE[resample], (size[1], size[0])
     if image.dtype == np.uint8 and image.shape[2] == 3:

@@ -1,8 +1,9 @@
 """What a source of data is: random-access records, a few facts about them, and how they are split.
 
 A record is a dict of numpy values: `image` uint8 [H, W, C] (grey level k in 0..levels-1; float32 in [-1, 1] where
-`levels` is 0) or `x` float32 [D], and `label` int where there are classes. Random access is what lets a run restart at
-any step, on any number of processes, without replaying anything.
+`levels` is 0) or `x` float32 [D], and `label` int where there are classes. `name` (a path, or a caption) and `given`, a
+picture that conditions `image` and has its shape, are there where a source has them. Random access is what lets a run
+restart at any step, on any number of processes, without replaying anything.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Source:
     """One split of a data set.
 
     `num_classes` is 0 without labels; `levels` is the number of grey levels (256, digits' 17, 0 for continuous data);
-    `shape` is (H, W, C), or (D,) where `kind` is "points".
+    `shape` is (H, W, C), or (D,) where `kind` is "points"; `has_given` says that every record holds `given`.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Source:
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
     kind: Literal["image", "points"] = "image"
+    has_given: bool = False
 
     def __len__(self) -> int:
         return len(self.records)
@@ -126,9 +128,19 @@ def choose_part(name: str, parts: Collection[str], split: str, *, test: float, v
 
 
 def split_numbers(
-    strata: np.ndarray, split: str, *, test: float, validation: float, name: str, seed: int = SPLIT_SEED
+    strata: np.ndarray,
+    split: str,
+    *,
+    test: float,
+    validation: float,
+    name: str,
+    seed: int = SPLIT_SEED,
+    order: np.ndarray | None = None,
 ) -> np.ndarray:
     """Record numbers of one split, ascending; within every stratum the same shares, drawn by a fixed seed.
+
+    With `order` [N] the records with the smallest values are test, the next validation: no draw, so that records which
+    are added later do not move the others.
 
     `strata` int [N] is the label of every record (zeros without labels). The test records do not depend on
     `validation`, so a run with and a run without a validation split report on the same records.
@@ -142,7 +154,8 @@ def split_numbers(
     for stratum in np.unique(strata):
         members = np.flatnonzero(strata == stratum)
         # RandomState's streams are frozen by numpy's policy, Generator's are not: a split must outlive an upgrade.
-        members = members[np.random.RandomState([seed, int(stratum) & 0xFFFFFFFF]).permutation(len(members))]
+        drawn = np.random.RandomState([seed, int(stratum) & 0xFFFFFFFF]).permutation(len(members))
+        members = members[drawn if order is None else np.argsort(order[members], kind="stable")]
         num_test = round(test * len(members))
         num_validation = round(validation * len(members))
         ends = {"test": (0, num_test), "validation": (num_test, num_test + num_validation)}
