@@ -8,15 +8,16 @@ held-out ones bounds what it can tell.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdiff import build, configfile, evaluation, fit, tables, training
+from jaxdiff import build, configfile, evaluation, fit, guidance, sde, tables, training
 from jaxdiff.run import Run, load_run
 from jaxdiff.types import Array
 
@@ -65,16 +66,44 @@ def from_run(run: Run) -> Judge:
     """A judge from a trained classifier; its accuracy is measured here, on the test split of its own data."""
     if run.config.loss.kind != "classification":
         raise ValueError(f"the run {run.config.name!r} is not a classifier; mend: train one with configs/classifier.py")
+    if run.path is not None:
+        raise ValueError(f"the run {run.config.name!r} is a classifier of noisy pictures, for guidance, and no judge of "
+                         "clean ones; mend: train one with configs/classifier.py")
     logits = jax.jit(lambda x: run.network.apply({"params": run.params}, x))
     features = jax.jit(lambda x: run.network.apply({"params": run.params}, x, method="features"))
-    records = build.source(run.config, "test")
-    pipe = build.pipeline(run.config, records, batch_size=min(256, len(records)))
-    images, labels = zip(*((batch["x"], batch["label"]) for batch in pipe.epoch()), strict=True)
-    x, y = np.concatenate(images), np.concatenate(labels)
+    x, y = _held_out(run)
     accuracy = evaluation.accuracy(evaluation.extract(logits, x), y)
     digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(run.params))).hexdigest()[:12]
     name = f"classifier {digest} of {run.config.data.source}, step {run.step}"  # no two classifiers share a name
     return Judge(logits, features, accuracy, len(y), name)
+
+
+def _held_out(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures and labels of the test split."""
+    records = build.source(run.config, "test")
+    pipe = build.pipeline(run.config, records, batch_size=min(256, len(records)))
+    images, labels = zip(*((batch["x"], batch["label"]) for batch in pipe.epoch()), strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def noisy_accuracy(run: Run, levels: Sequence[float] = (0.1, 0.5, 1.0, 2.0, 5.0)) -> tuple[dict[float, float], int]:
+    """What a classifier of noisy pictures reads right of the test split, by noise level sigma / alpha, and its size.
+
+    The first level is the path's lowest; those of `levels` that its training never meets are left out. One draw of noise
+    a picture, the same at every level.
+    """
+    logits = guidance.classifier_logits(lambda p, x, t, cond: run.network.apply({"params": p}, x, t), run.params, run.path)
+    x, y = _held_out(run)
+    noise = jax.random.normal(jax.random.key(0), x.shape)
+    lowest, highest = (float(jnp.exp(-0.5 * sde.log_snr(run.path, t))) for t in (run.path.t_min, run.path.t_max))
+    read = jax.jit(lambda x, noise, t: logits(sde.perturb(run.path, x, noise, t), t))
+    found = {}
+    for level in (lowest, *(level for level in levels if lowest < level <= highest)):
+        t = sde.time_at(run.path, -2 * jnp.log(level))
+        right = [np.asarray(read(x[i : i + 256], noise[i : i + 256], t)).argmax(1) == y[i : i + 256]
+                 for i in range(0, len(x), 256)]
+        found[level] = float(np.concatenate(right).mean())
+    return found, len(y)
 
 
 def judge_of(run: Run, workdir: Any, progress: bool = True) -> Judge:

@@ -6,10 +6,11 @@ The one nearest the network comes first; thresholding comes last. Each keeps `al
 """
 
 from jaxdiff.guidance.autoguidance import autoguidance
-from jaxdiff.guidance.classifier import classifier, classifier_log_prob
+from jaxdiff.guidance.classifier import classifier, classifier_log_prob, classifier_logits
 from jaxdiff.guidance.classifier_free import classifier_free
 from jaxdiff.guidance.thresholds import dynamic_threshold, static_threshold
 
 __all__ = [
-    "autoguidance", "classifier", "classifier_free", "classifier_log_prob", "dynamic_threshold", "static_threshold",
+    "autoguidance", "classifier", "classifier_free", "classifier_log_prob", "classifier_logits", "dynamic_threshold",
+    "static_threshold",
 ]

@@ -61,29 +61,39 @@ def classifier(log_prob: LogProb, scale: float, path: Any) -> Guidance:
     return wrap
 
 
-def classifier_log_prob(apply_fn: Callable[..., Array], params: Params, path: Any) -> LogProb:
-    """log p(label | x_t) of a classifier trained by `jd.losses.classification` with a path.
+def classifier_logits(apply_fn: Callable[..., Array], params: Params, path: Any) -> Callable[[Array, Any], Array]:
+    """`(x_t, t) -> logits [B, K]` of a classifier trained by `jd.losses.classification` with a path, in float32 at least.
 
     Args:
       apply_fn: `(params, x, c_noise, cond) -> logits [B, K]`; x is x_t scaled to unit variance for data of standard
         deviation 1/2, and c_noise float32 `[B]`, both as in that loss.
       params: of the classifier.
       path: the one it was trained on.
+    """
+    inputs = parameterizations.x0(sigma_data=0.5).inputs  # any one scales as the loss does
+
+    def logits(x_t: Array, t: Any) -> Array:
+        net_x, net_t = inputs(path, x_t, t)
+        raw = apply_fn(params, net_x, jnp.broadcast_to(net_t, x_t.shape[:1]).astype(jnp.float32), None)
+        return raw.astype(jnp.promote_types(raw.dtype, jnp.float32))
+
+    return logits
+
+
+def classifier_log_prob(apply_fn: Callable[..., Array], params: Params, path: Any) -> LogProb:
+    """log p(label | x_t) of a classifier; the arguments are those of `classifier_logits`.
 
     Returns:
       `(x_t, t, cond) -> [B]` in float32 at least, t a scalar or `[B]`. It reads `cond["label"]`, int32 `[B]`; for the
       null label, which asks for nothing, it is 0.
     """
-    inputs = parameterizations.x0(sigma_data=0.5).inputs
+    read = classifier_logits(apply_fn, params, path)
 
     def log_prob(x_t: Tree, t: Any, cond: Cond) -> Array:
         if cond is None or "label" not in cond:
             held = None if cond is None else sorted(cond)
             raise ValueError(f"a classifier got a condition of {held}; allowed: one with a label")
-        label = cond["label"]
-        net_x, net_t = inputs(path, x_t, t)
-        logits = apply_fn(params, net_x, jnp.broadcast_to(net_t, label.shape).astype(jnp.float32), None)
-        log_p = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+        label, log_p = cond["label"], jax.nn.log_softmax(read(x_t, t))
         known = label < log_p.shape[1]
         chosen = jnp.take_along_axis(log_p, jnp.where(known, label, 0)[:, None], axis=1)[:, 0]
         return jnp.where(known, chosen, 0)
