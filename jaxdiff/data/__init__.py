@@ -4,6 +4,7 @@ The one home of grain and TFDS. `open_source` -> `pipeline` -> `batches(start_st
 generation a `Task` puts a condition picture beside x.
 """
 
+from jaxdiff.data.emoji import emoji
 from jaxdiff.data.memory import arrays, digits, mnist5k, npz
 from jaxdiff.data.pairs import pairs
 from jaxdiff.data.pictures import folder
@@ -33,6 +34,7 @@ __all__ = [
     "arrays",
     "digits",
     "edges",
+    "emoji",
     "folder",
     "gaussians25",
     "gaussians25_centres",

@@ -192,7 +192,7 @@ def make_batch(
     if source.kind == "points":
         batch["x"] = np.asarray(columns["x"], np.float32)
     else:
-        names = columns.get("name") or [f"record {number} of {source.name} ({source.split})" for number in numbers]
+        names = columns.get("name", [f"record {number} of {source.name} ({source.split})" for number in numbers])
         batch["x"] = examples(columns["image"], how, source.levels, seed, start, names)
     if task is not None:
         beside = None

