@@ -1,6 +1,8 @@
-"""What samples are worth: pictures, distances over pluggable features, class agreement, and 2-D mode reports."""
+"""What samples are worth: pictures, distances over pluggable features, class agreement, 2-D mode reports, and samples
+of a condition beside their truth."""
 
 from jaxdiff.evaluation.classes import accuracy, class_agreement
+from jaxdiff.evaluation.closeness import psnr, ssim
 from jaxdiff.evaluation.distances import (
     EnergyDistance,
     FrechetDistance,
@@ -34,8 +36,9 @@ from jaxdiff.evaluation.features import (
     statistics_of,
     to_rgb,
 )
-from jaxdiff.evaluation.images import image_grid, save_npz, save_png, to_uint8, write_whole
+from jaxdiff.evaluation.images import condition_picture, image_grid, save_npz, save_png, to_uint8, write_whole
 from jaxdiff.evaluation.lpips import lpips_distance
+from jaxdiff.evaluation.paired import consistency, diversity, feature_distance, joint_frechet, paired_report
 from jaxdiff.evaluation.points import Modes, mode_report, point_report, scatter_picture
 
 __all__ = [
@@ -51,30 +54,38 @@ __all__ = [
     "Statistics",
     "accuracy",
     "class_agreement",
+    "condition_picture",
+    "consistency",
     "convert_weights",
     "cubic_mmd2",
+    "diversity",
     "energy_distance",
     "extract",
     "extract_moments",
+    "feature_distance",
     "frechet_distance",
     "image_grid",
     "inception_features",
     "inception_outputs",
     "inception_score",
+    "joint_frechet",
     "kid",
     "load_statistics",
     "lpips_distance",
     "merge_moments",
     "mode_report",
     "moments_of",
+    "paired_report",
     "pixels",
     "point_report",
     "precision_recall",
+    "psnr",
     "read_weights",
     "save_npz",
     "save_png",
     "save_statistics",
     "scatter_picture",
+    "ssim",
     "statistics_of",
     "streaming_moments",
     "to_rgb",

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 TILE = 48  # pixels: a tile's longer side is enlarged to at least this
+CELL = 64  # the same for the cells of `condition_picture`, where details are compared
 PAPER, INK = 224, 24  # grey levels of the ground and the words: light, yet white and black tiles both have an edge
 
 
@@ -84,6 +85,41 @@ def image_grid(
         return grid
     tops = [(pad + row * (height + pad)) * scale for row in range(rows)]
     return _captioned(grid, tops, height * scale, row_labels, title)
+
+
+def condition_picture(condition: Any, draws: Any, truth: Any, scale: int | None = None) -> np.ndarray:
+    """One row for each condition, under words: condition | K draws | truth.
+
+    Args:
+      condition: `[N, H, W, C']`, float in [-1, 1] or uint8, C' 1 (grey) or 3.
+      draws: `[K, N, H, W, C]`.
+      truth: `[N, H, W, C]`.
+      scale: whole factor of enlargement by nearest neighbour; left out, the smallest that makes a cell's longer side 64.
+
+    Returns: uint8 `[H', W', 1]`, or `[H', W', 3]` if anything is in colour.
+    """
+    parts = [to_uint8(condition), to_uint8(draws), to_uint8(truth)]
+    shapes = [part.shape for part in parts]
+    y, x, z = (*shapes[0],), (*shapes[1][1:],), (*shapes[2],)
+    if len(y) != 4 or x != z or x[:3] != y[:3] or 0 in shapes[1] or {y[-1], z[-1]} - {1, 3}:
+        raise ValueError(f"condition {shapes[0]}, draws {shapes[1]} and truth {shapes[2]} do not fit; "
+                         "give [N, H, W, C'], [K, N, H, W, C] and [N, H, W, C], C and C' 1 or 3")  # fmt: skip
+    channels = max(y[-1], z[-1])
+    scale = math.ceil(CELL / max(z[1:3])) if scale is None else scale
+    font = ImageFont.load_default(13)
+    blocks = []
+    for word, part in zip(("condition", "draws", "truth"), parts, strict=True):
+        tiles = part.swapaxes(0, 1) if part.ndim == 5 else part[:, None]  # [N, columns, H, W, C]
+        columns = tiles.shape[1]
+        tiles = np.broadcast_to(tiles, (*tiles.shape[:-1], channels)).reshape(-1, *z[1:3], channels)
+        grid = image_grid(tiles, columns, pad=max(1, 4 // scale), scale=scale)
+        spare = max(8, math.ceil(font.getlength(word)) + 8 - grid.shape[1])  # ground beside the grid: a gap between blocks
+        sides = (spare // 2, spare - spare // 2)
+        block = np.pad(grid, ((26, 4), sides, (0, 0)), constant_values=PAPER)
+        page = Image.fromarray(block if channels == 3 else block[..., 0])
+        ImageDraw.Draw(page).text((page.width / 2, 14), word, (INK,) * channels, font, anchor="mm")
+        blocks.append(np.asarray(page).reshape(block.shape))
+    return np.concatenate(blocks, 1)
 
 
 def write_whole(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> Path:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff.evaluation import image_grid, save_npz, save_png, to_uint8, write_whole
+from jaxdiff.evaluation import condition_picture, image_grid, save_npz, save_png, to_uint8, write_whole
 
 
 def test_to_uint8_rounds_and_clips():
@@ -58,6 +58,45 @@ def test_words_leave_the_pixels_alone(channels):
     assert (margin[:, -2:] == 224).all()  # no letter touches a tile
     wide = image_grid(tiles[:1], title="a title far wider than the only picture below it")
     assert wide.shape[1] > 200
+
+
+def boxes(page, level):
+    """Top, bottom, left, right of all pixels of one grey level below the words."""
+    rows, columns = np.nonzero((page[28:] == level).all(-1))
+    return rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+
+
+@pytest.mark.parametrize(("side", "cell"), [(8, 64), (28, 84), (70, 70)])
+def test_condition_picture_lays_out_condition_draws_truth(side, cell):
+    levels = np.arange(10, dtype=np.uint8).reshape(5, 2) * 10  # columns: condition, three draws, truth; rows: two conditions
+    tiles = np.broadcast_to(levels[..., None, None, None], (5, 2, side, side, 1)).copy()
+    tiles[2, 1, :, side // 2 :] = 200  # the right half of the second condition's second draw
+    page = condition_picture(tiles[0], tiles[1:4], tiles[4])
+    assert page.shape[-1] == 1
+    assert page[:28].min() < 100  # words
+    edges = {(c, r): boxes(page, levels[c, r]) for c in range(5) for r in range(2)}
+    for (column, row), (top, bottom, left, right) in edges.items():
+        halved = 2 if (column, row) == (2, 1) else 1
+        assert (bottom - top, right - left) == (cell, cell // halved)
+        assert (top, left) == (edges[0, row][0], edges[column, 0][2])
+    assert edges[0, 0][1] < edges[0, 1][0]
+    gaps = [edges[c + 1, 0][2] - edges[c, 0][3] for c in range(4)]
+    assert gaps[1] == gaps[2] < gaps[0] == gaps[3]  # draws stand together
+    right_half = boxes(page, 200)
+    assert right_half[2:] == (edges[2, 1][3], edges[2, 0][3])
+
+
+def test_condition_picture_mixes_grey_and_colour():
+    rng = np.random.default_rng(0)
+    colour, grey = rng.uniform(-1, 1, (2, 1, 2, 8, 8, 3)), rng.uniform(-1, 1, (2, 8, 8, 1))
+    page = condition_picture(grey, colour[0], colour[1, 0])
+    np.testing.assert_array_equal(page, condition_picture(grey.repeat(3, -1), colour[0], colour[1, 0]))
+    assert page.shape[-1] == 3
+    thin = condition_picture(grey[:, :, :1], grey[None, :, :, :1], grey[:, :, :1])  # 64 x 8 cells, narrower than the words
+    assert (thin[:28, [0, -1]] == 224).all()
+    assert thin.shape[1] > 120
+    with pytest.raises(ValueError, match=r"draws \(2, 8, 8, 3\) and truth .* do not fit; give \[N, H, W, C'\], \[K"):
+        condition_picture(grey, colour[0, 0], colour[1, 0])
 
 
 def test_png_and_npz_round_trip(tmp_path):
