@@ -1,6 +1,7 @@
 """Timings of a config on this machine, each as a ratio measured within one run, A and B in turn.
 
     sampler    a sampler's call / (its network evaluations x the jitted denoiser's call)      at most 1.05 wanted
+    guidance   a step's call guided classifier-free / the denoiser's at twice the batch      at most 1.05 wanted
     compile    compiling a 1,000-step sampler / compiling a 10-step one                       at most 1.3
     pipeline   training steps fed by the real pipeline / fed one resident batch               at most 1.02
 
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxdiff import build, data, sde, training
+from jaxdiff import build, data, guidance, sde, training
 from jaxdiff.run import Run
 
 
@@ -76,13 +77,32 @@ def _sampler_lines(run: Run, num: int, seconds: float) -> Iterator[str]:
     yield f"compile    {statistics.median(pairs_):.3f} x  1,000 steps: {long:.2f} s; 10 steps: {short:.2f} s (3 pairs)"
 
 
+def _guidance_line(run: Run, num: int, seconds: float) -> str:
+    """A classifier-free guided call of `num` examples beside the plain denoiser's of 2 `num`, both jitted."""
+    guide = guidance.classifier_free(2.0, run.facts.num_classes)
+    spec = jax.ShapeDtypeStruct((2 * num, *run.facts.shape), jnp.float32)
+    x, t = sde.prior(run.path, jax.random.key(0), spec), jnp.asarray(run.path.t_max, jnp.float32)
+    label = jnp.arange(2 * num) % run.facts.num_classes
+    call = lambda wrap: jax.jit(lambda x, label: wrap(run.denoiser(run.params))(jax.random.key(0), x, t, {"label": label}))
+    guided, plain = call(guide), call(lambda denoise: denoise)
+    each = max(1, int(0.1 / max(min(_seconds(lambda: plain(x, label)) for _ in range(3)), 1e-4)))
+
+    def many(fn: Callable[..., Any], count: int) -> Callable[[], Any]:
+        part = x[:count], label[:count]
+        return lambda: [fn(*part) for _ in range(each)]
+
+    value, a, b, pairs = ratio(many(guided, num), many(plain, 2 * num), seconds)
+    return (f"guidance   {value:.3f} x  a guided call of {num}: {a / each:.4f} s; a plain one of {2 * num}: "
+            f"{b / each:.4f} s ({pairs} pairs of {each} calls)")
+
+
 def _training_lines(config: ConfigDict, records: Any, known: build.Facts, seconds: float) -> Iterator[str]:
     net = build.network(config, known)
     parts = build.train_step(config, net, known)
     step = jax.jit(parts.step, donate_argnums=0)
     feed = data.on_device(build.pipeline(config, records).batches(0))
     resident = next(feed)
-    keep = tuple(resident) if known.num_classes else ("x", "index")
+    keep = tuple(build.batch_keys(config, known))
     resident = {name: resident[name] for name in keep}
     start = time.perf_counter()
     compiled = step.lower(parts.state, resident).compile()
@@ -132,4 +152,7 @@ def measure(config: ConfigDict, batch_size: int | None = None, seconds: float = 
            f"{count:,} parameters")
     yield from _training_lines(config, records, known, seconds)
     run = Run(config, params, build.path(config), known, net, 0)
-    yield from _sampler_lines(run, min(config.data.batch_size, 64), seconds)
+    num = min(config.data.batch_size, 64)
+    yield from _sampler_lines(run, num, seconds)
+    if known.num_classes and not known.condition:
+        yield _guidance_line(run, num, seconds)

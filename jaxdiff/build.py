@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdiff import conditioning, data, evaluation, guidance, tables, training
+from jaxdiff import conditioning, data, evaluation, losses, tables, training
+from jaxdiff.denoiser import stacked
 from jaxdiff.samplers import Sampler
 from jaxdiff.sde import Discrete, Parameterization, parameterizations
-from jaxdiff.types import Array, Guidance, Key, Params
+from jaxdiff.types import Array, Key, Params
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16, "float64": jnp.float64}
 
@@ -33,6 +34,8 @@ class Facts(NamedTuple):
     levels: int
     kind: str
     class_names: tuple[str, ...] = ()
+    condition: tuple[int, ...] = ()  # shape of the condition picture y; () without one
+    masked: bool = False  # a mask comes with y, 1 where it is hidden
 
     @property
     def dim(self) -> int:
@@ -57,8 +60,19 @@ def facts(config: ConfigDict, records: data.Source) -> Facts:
         if part.size is not None:
             height = width = part.size
         shape = (height, width, part.channels or channels)
-    return Facts(shape, records.num_classes if config.condition.label else 0, records.levels, records.kind,
-                 records.class_names)
+    classes = records.num_classes if config.condition.label else 0
+    known = Facts(shape, classes, records.levels, records.kind, records.class_names)
+    chosen = task(config)
+    if chosen is None:
+        if config.estimator.kind != "none":
+            raise ValueError(f"estimator.kind is {config.estimator.kind!r} without a condition; mend: task.kind, one of "
+                             f"{', '.join(word for word in tables.TASKS if word != 'none')}")
+        return known
+    if records.kind != "image":
+        raise ValueError(f"task.kind is {config.task.kind!r}, which is of pictures, and {records.name} holds points; mend: "
+                         "task.kind=none")
+    y_shape = chosen.condition_shape((shape[0], shape[1], shape[2]))
+    return known._replace(condition=tuple(y_shape), masked=config.task.kind == "inpaint")
 
 
 def write_facts(workdir: Any, known: Facts) -> None:
@@ -71,8 +85,9 @@ def facts_of_run(workdir: Any) -> Facts:
     """The facts that `write_facts` kept."""
     path = Path(workdir) / "data.json"
     try:
-        held = json.loads(path.read_text())
-        return Facts(**{**held, "shape": tuple(held["shape"]), "class_names": tuple(held["class_names"])})
+        held: dict[str, Any] = json.loads(path.read_text())
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in held.items()}
+        return Facts(**fields)
     except FileNotFoundError:
         raise FileNotFoundError(f"no {path}; mend: train again, which writes it, or copy the whole run") from None
     except (json.JSONDecodeError, TypeError, KeyError):
@@ -88,6 +103,34 @@ def check_labels(label: Any, known: Facts) -> None:
     if wrong.any():
         last = known.num_classes - 1
         raise ValueError(f"label {values[wrong].flat[0]} is not a class of this run; allowed: whole numbers 0 to {last}")
+
+
+def check_condition(cond: Any, known: Facts, num: int) -> None:
+    """Refuse a condition picture or mask of the wrong shape or range, and one that is missing or has no place."""
+    given = {name: value for name, value in (cond or {}).items() if value is not None}
+    allowed = ("label", "image", "mask")
+    for name in given:
+        if name not in allowed:
+            raise ValueError(f"cond has {name!r}; allowed: {', '.join(allowed)}")
+    if known.condition and "image" not in given:
+        raise ValueError(f"this run needs a condition picture; mend: cond['image'], of shape ({num}, "
+                         f"{', '.join(map(str, known.condition))}) in [-1, 1]")
+    if not known.condition and ("image" in given) != ("mask" in given):
+        raise ValueError("this run has no condition picture; allowed: cond['image'] with cond['mask'], for replacement "
+                         "inpainting")
+    shapes = {"image": known.condition or known.shape, "mask": (*known.shape[:2], 1)}
+    for name in shapes.keys() & given.keys():
+        value, shape = given[name], (num, *shapes[name])
+        if jnp.shape(value) != shape:
+            raise ValueError(f"cond[{name!r}] has shape {jnp.shape(value)}; allowed: {shape}")
+        if isinstance(value, jax.core.Tracer):
+            continue
+        values = np.asarray(value, np.float32)
+        low = -1 if name == "image" else 0
+        if not (np.isfinite(values).all() and low - 1e-3 <= values.min() and values.max() <= 1 + 1e-3):
+            raise ValueError(f"cond[{name!r}] goes from {values.min():g} to {values.max():g}; allowed: {low} to 1")
+        if name == "mask" and (values > 0.5).all((1, 2, 3)).any():
+            raise ValueError("cond['mask'] hides everything of a picture; allowed: some known pixels, 0 in the mask")
 
 
 def labels_from_text(text: str, num: int, known: Facts) -> np.ndarray:
@@ -109,6 +152,28 @@ def labels_from_text(text: str, num: int, known: Facts) -> np.ndarray:
     return np.resize(np.asarray(found, np.int32), num)
 
 
+def task(config: ConfigDict) -> data.Task | None:
+    """What makes the condition picture y from x; None for an unconditional or class-conditional run."""
+    return tables.make(tables.TASKS, config.task, "task")
+
+
+def joint(config: ConfigDict) -> bool:
+    """Whether the condition is diffused beside x."""
+    return config.estimator.kind in ("cdiffe", "cmde", "vs_cmde")
+
+
+def batch_keys(config: ConfigDict, known: Facts) -> dict[str, tuple[int, ...]]:
+    """What of a pipeline's batch the loss is given, and the shape of one example of it."""
+    keys: dict[str, tuple[int, ...]] = {"x": known.shape, "index": ()}
+    if known.num_classes:
+        keys["label"] = ()
+    if known.condition:
+        keys["image"] = known.condition
+    if known.masked and config.condition.mask:
+        keys["mask"] = (*known.shape[:2], 1)
+    return keys
+
+
 def preprocess(config: ConfigDict, known: Facts) -> data.Preprocess:
     """What is done to a picture before the network sees it; nothing to points."""
     part = config.data
@@ -128,12 +193,26 @@ def pipeline(config: ConfigDict, records: data.Source, batch_size: int | None = 
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_threads=config.data.num_threads,
+        task=task(config),
     )
 
 
+def process(config: ConfigDict) -> tables.Process:
+    """The forward process, of x alone or of x and y, as sampling and as training see it."""
+    return tables.make(tables.ESTIMATORS, config.estimator, "estimator", "estimator",
+                       path=tables.make(tables.PATHS, config.path, "path"))
+
+
+def examples(config: ConfigDict, known: Facts, split: str, num: int | None = None) -> dict[str, np.ndarray]:
+    """Preprocessed examples of a split with their conditions: all of them, or `num` drawn by a fixed seed."""
+    records = source(config, split)
+    num = len(records) if num is None else min(num, len(records))
+    return data.preview(records, num, preprocess=preprocess(config, known), task=task(config))
+
+
 def path(config: ConfigDict) -> Any:
-    """The forward process."""
-    return tables.make(tables.PATHS, config.path, "path")
+    """The forward process of sampling."""
+    return process(config).path
 
 
 def parameterization(config: ConfigDict) -> Parameterization:
@@ -155,37 +234,54 @@ def network(config: ConfigDict, known: Facts) -> Any:
         raise ValueError("a classifier needs classes, and this data has none (or condition.label is False); mend: data with "
                          "labels, such as a folder with a class per subfolder")
     if part["kind"] != "classifier":
-        extra["out_channels"] = known.shape[-1] * (2 if config.parameterization.learned_variance else 1)
+        channels = known.shape[-1]
+        if joint(config):
+            channels += known.condition[-1]
+            if config.parameterization.learned_variance:
+                raise ValueError("parameterization.learned_variance is of x alone; mend: False, or estimator.kind=cde")
+        extra["out_channels"] = channels * (2 if config.parameterization.learned_variance else 1)
+        if part["kind"] == "unet":
+            extra |= {"image": bool(known.condition) and not joint(config), "mask": "mask" in batch_keys(config, known)}
     return tables.make(tables.NETWORKS, part, "network", "network", **extra)
 
 
-def apply(net: Any) -> Callable[..., Array]:
-    """`(params, x, c_noise, cond) -> raw`: the network as samplers and evaluations call it."""
-    return lambda params, x, t, cond: net.apply({"params": params}, x, t, cond)
+def apply(config: ConfigDict, net: Any, known: Facts, train: bool = False) -> Callable[..., Any]:
+    """`(params, x, c_noise, cond) -> raw`: the network as samplers and evaluations call it.
 
+    With `train` a fifth argument, the key, from which dropout is drawn. Where y is diffused beside x, x and raw are dicts.
+    """
 
-def apply_training(net: Any) -> Callable[..., Array]:
-    """`(params, x, c_noise, cond, key) -> raw`, with dropout drawn from the key."""
-    return lambda params, x, t, cond, key: net.apply({"params": params}, x, t, cond, train=True, rngs={"dropout": key})
+    def call(params: Params, x: Array, t: Array, cond: Any, *key: Key) -> Array:
+        how: dict[str, Any] = {"train": True, "rngs": {"dropout": key[0]}} if train else {}
+        return net.apply({"params": params}, x, t, cond, **how)
+
+    return stacked(call, {"x": known.shape[-1], "y": known.condition[-1]}) if joint(config) else call
 
 
 def init_params(config: ConfigDict, net: Any, known: Facts, key: Key) -> Params:
     """Fresh parameters. They depend on the key and the config only, not on the batch size."""
+    keys = batch_keys(config, known)
     x = jnp.zeros((2, *known.shape))
-    cond = {"label": jnp.zeros(2, jnp.int32)} if known.num_classes and config.network.kind != "classifier" else None
-    return jax.jit(lambda k: net.init(k, x, jnp.ones(2), cond)["params"])(key)
+    if joint(config):
+        x = jnp.concatenate([x, jnp.zeros((2, *keys.pop("image")))], axis=-1)
+    cond = {name: jnp.zeros((2, *shape), jnp.int32 if name == "label" else jnp.float32) for name, shape in keys.items()
+            if name not in ("x", "index")}
+    if config.network.kind == "classifier":
+        cond = {}
+    return jax.jit(lambda k: net.init(k, x, jnp.ones(2), cond or None)["params"])(key)
 
 
 def loss(config: ConfigDict, net: Any, known: Facts) -> tuple[str, Any]:
     """`(network name, LossFn)`."""
-    extra: dict[str, Any] = {"apply_fn": apply_training(net), "stochastic": True}
+    extra: dict[str, Any] = {"apply_fn": apply(config, net, known, train=True), "stochastic": True}
     if config.loss.kind == "classification":
         clean = config.path.kind == "none"
         extra |= {"apply_fn": lambda p, x, t, cond, key: net.apply(
             {"params": p}, x, t, train=True, rngs={"dropout": key})}
         extra |= {"path": None if clean else path(config), "draw_times": None if clean else draw_times(config)}
         return "classifier", tables.make(tables.LOSSES, config.loss, "loss", "loss", **extra)
-    extra |= {"path": path(config), "parameterization": parameterization(config), "draw_times": draw_times(config)}
+    extra |= {"path": process(config).training, "parameterization": parameterization(config),
+              "draw_times": draw_times(config)}
     if known.num_classes and config.condition.drop > 0:
         extra["draw_cond"] = conditioning.drop(config.condition.drop, known.num_classes)
     if config.loss.kind == "hybrid":
@@ -195,7 +291,8 @@ def loss(config: ConfigDict, net: Any, known: Facts) -> tuple[str, Any]:
         extra["levels"] = known.levels or 256
     else:
         extra["weighting"] = tables.make(tables.WEIGHTINGS, config.weighting, "weighting")
-    return "denoiser", tables.make(tables.LOSSES, config.loss, "loss", "loss", **extra)
+    made = tables.make(tables.LOSSES, config.loss, "loss", "loss", **extra)
+    return "denoiser", losses.jointly(made) if joint(config) else made
 
 
 def draw_times(config: ConfigDict) -> Any:
@@ -234,12 +331,3 @@ def sampler(config: ConfigDict) -> Sampler:
     return made._replace(
         grid=lambda p, n: tables.make(tables.GRIDS, chosen, "grid", "grid", path=p, num_steps=n)
     )
-
-
-def guide(scale: float, known: Facts) -> Guidance | None:
-    """Classifier-free guidance of a class-conditional model; None where there is nothing to guide."""
-    if known.num_classes == 0:
-        if scale != 1:
-            raise ValueError(f"guidance is {scale} but this run has no classes; mend: leave --guidance out")
-        return None
-    return guidance.classifier_free(scale, known.num_classes)

@@ -47,7 +47,8 @@ def _load(args: argparse.Namespace) -> Any:
 
 
 def _how(args: argparse.Namespace) -> dict[str, Any]:
-    return {"num_steps": args.steps, "sampler": args.sampler, "guidance": args.guidance, "threshold": args.threshold}
+    return {"num_steps": args.steps, "sampler": args.sampler, "guidance": args.guidance, "threshold": args.threshold,
+            "y_draws": args.y_draws}
 
 
 def train(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
@@ -65,8 +66,14 @@ def train(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     if args.no_evaluate:
         return 0
     if config.loss.kind == "classification":
-        judged = judge.from_run(load_run(args.workdir))
-        print(f"accuracy {judged.accuracy:.4f} on {judged.n} held-out pictures")
+        trained = load_run(args.workdir)
+        if trained.path is None:
+            judged = judge.from_run(trained)
+            print(f"accuracy {judged.accuracy:.4f} on {judged.n} held-out pictures")
+            return 0
+        found, n = judge.noisy_accuracy(trained)
+        for level, accuracy in found.items():
+            print(f"accuracy {accuracy:.4f} on {n} held-out pictures at noise level {level:.3g} (sigma / alpha)")
         return 0
     try:
         return _evaluate(args.workdir, None, {}, progress=not args.quiet)
@@ -79,7 +86,7 @@ def evaluate(args: argparse.Namespace) -> int:
     """Score a run's samples."""
     run = _load(args)
     with run.config.unlocked():
-        for key in ("batch_size", "inception", "classifier"):
+        for key in ("batch_size", "inception", "classifier", "draws", "lpips", "lpips_net"):
             if getattr(args, key) is not None:
                 run.config.evaluate[key] = getattr(args, key)
     metrics = tuple(filter(None, (args.metrics or "").split(",")))
@@ -94,9 +101,7 @@ def _evaluate(workdir: str, run: Any, options: dict[str, Any], progress: bool = 
     found, samples = score.score(run, workdir, progress=progress, **options)
     folder = Path(workdir) / "evaluation"
     found = {"step": run.step, **{k: v for k, v in options.items() if v not in (None, ())}, **found}
-    real = None if run.facts.kind == "image" else score.real_examples(run, "test")["x"]
-    most = 10 * (run.facts.num_classes or 10) if run.facts.kind == "image" else len(samples.x)
-    shown = fit.picture(samples.x[:most], run.facts, real)
+    shown = fit.picture(*score.shown(run, samples, 10 * (run.facts.num_classes or 10)))
     picture = evaluation.save_png(folder / f"step_{run.step:06d}.png", shown)
     file = folder / f"step_{run.step:06d}.json"
     plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}  # JSON has no NaN
@@ -110,20 +115,28 @@ def _evaluate(workdir: str, run: Any, options: dict[str, Any], progress: bool = 
 
 def sample(args: argparse.Namespace) -> int:
     """Draw samples to a file."""
-    from jaxdiff import build, evaluation, fit, score
+    from jaxdiff import build, evaluation, fit, inverse, score
 
     if Path(args.out).suffix not in (".png", ".npz"):
         raise ValueError(f"--out is {args.out!r}; allowed: a name that ends in .png or .npz")
     run = _load(args)
-    label = None if args.label is None else build.labels_from_text(args.label, args.num, run.facts)
-    drawn = score.draw(run, args.num, args.seed, label, args.batch_size, **_how(args))
+    given: dict[str, Any] = {}
+    if run.facts.condition or args.task is not None or args.image is not None:
+        given = inverse.from_pictures(run, args.image) if args.image else inverse.examples(run, args.num, args.task)
+    num, draws = (len(given["image"]), args.draws) if given else (args.num, 1)
+    if args.label is not None:
+        given["label"] = build.labels_from_text(args.label, num, run.facts)
+    elif given and not run.facts.num_classes:
+        given.pop("label", None)
+    truth = given.pop("x", None)
+    drawn = score.draw(run, num * draws, args.seed, inverse.repeat(given, draws), args.batch_size, **_how(args))
+    if truth is not None:
+        drawn = drawn._replace(cond={**drawn.cond, "x": truth})
     if args.out.endswith(".npz"):
-        labels = {} if drawn.label is None else {"label": drawn.label}
-        evaluation.save_npz(args.out, samples=drawn.x, **labels)
+        evaluation.save_npz(args.out, samples=drawn.x, **drawn.cond)
     else:
-        real = None if run.facts.kind == "image" else score.real_examples(run, "test")["x"]
-        evaluation.save_png(args.out, fit.picture(drawn.x, run.facts, real))
-    print(f"{args.num} samples: {args.out}")
+        evaluation.save_png(args.out, fit.picture(*score.shown(run, drawn)))
+    print(f"{len(drawn.x)} samples: {args.out}")
     return 0
 
 

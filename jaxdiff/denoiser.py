@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,6 +11,26 @@ import jax.numpy as jnp
 
 from jaxdiff.sde.parameterizations import Parameterization
 from jaxdiff.types import Cond, Denoiser, Key, Params, Prediction, Tree
+
+
+def stacked(apply_fn: Callable[..., Tree], channels: Mapping[str, int]) -> Callable[..., Tree]:
+    """One network for several variables: their channels side by side, in and out.
+
+    Args:
+      apply_fn: `(params, net_x [B, ..., C], c_noise, cond, ...) -> raw [B, ..., C]`, C the sum of `channels`.
+      channels: of each variable, in the order in which they stand.
+
+    Returns:
+      The same with a dict of arrays for net_x and raw. The variables share their height and width.
+    """
+    ends = list(itertools.accumulate(channels.values()))
+
+    def apply(params: Params, net_x: Tree, *rest: Any) -> Tree:
+        together = jnp.concatenate([net_x[name] for name in channels], axis=-1)
+        raw = apply_fn(params, together, *rest)
+        return dict(zip(channels, jnp.split(raw, ends[:-1], axis=-1), strict=True))
+
+    return apply
 
 
 def denoiser(

@@ -37,10 +37,10 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
     parts = build.train_step(config, net, known)
     pipe = build.pipeline(config, records)
     mesh = training.data_mesh() if jax.device_count() > 1 else None
-    wanted = ("x", "index", "label") if known.num_classes else ("x", "index")
-    shapes = {"x": known.shape, "index": (), "label": ()}
-    example = {name: jax.ShapeDtypeStruct((config.data.batch_size, *shapes[name]), np.float32 if name == "x" else np.int32)
-               for name in wanted}
+    wanted = build.batch_keys(config, known)
+    example = {name: jax.ShapeDtypeStruct((config.data.batch_size, *shape),
+                                          np.int32 if name in ("index", "label") else np.float32)
+               for name, shape in wanted.items()}
     jax.eval_shape(parts.step, parts.state, example)  # parts that do not fit say so now; the loop reuses the trace
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
@@ -101,7 +101,7 @@ def _validation(config: ConfigDict, net: Any, known: build.Facts) -> Any:
     name, loss = build.loss(config, net, known)
     pipe = build.pipeline(config, build.source(config, "validation"))
     run = jax.jit(lambda params, batch, key: loss({name: params}, {}, key, batch, 0)[1].metrics)
-    wanted = ("x", "index", "label") if known.num_classes else ("x", "index")
+    wanted = build.batch_keys(config, known)
 
     def evaluate(state: training.TrainState, step: int) -> dict[str, float]:
         rows = []
@@ -121,20 +121,31 @@ def _preview(config: ConfigDict, net: Any, known: build.Facts, state: training.T
         return None
     run = Run(config, None, build.path(config), known, net, 0)
     draw = jax.jit(run.sampler(), static_argnums=3)
-    cond = {"label": jnp.arange(num) % known.num_classes} if known.num_classes else None
+    cond: Any = {"label": jnp.arange(num) % known.num_classes} if known.num_classes else None
+    beside: Any = None
+    if known.condition:
+        rows = max(1, num // 4)  # four draws of each condition
+        beside, num = build.examples(config, known, "test", rows), 4 * rows
+        cond = {name: jnp.concatenate([jnp.asarray(beside[name])] * 4) for name in ("label", "image", "mask")
+                if name in build.batch_keys(config, known)}
+    elif known.kind != "image":
+        beside = {"x": np.asarray(data.preview(build.source(config, "test"), 5000)["x"])}
     draw.eval_shape(state.ema["denoiser"]["ema"], state.key, cond, num)  # as above
-    real = None if known.kind == "image" else np.asarray(data.preview(build.source(config, "test"), 5000)["x"])
 
     def preview(state: training.TrainState, step: int) -> list[tuple[str, np.ndarray]]:
         samples = draw(state.ema["denoiser"]["ema"], jax.random.key(config.seed), cond, num)
-        return [("samples", picture(np.asarray(samples), known, real))]
+        return [("samples", picture(np.asarray(samples), known, beside))]
 
     return preview
 
 
-def picture(samples: np.ndarray, known: build.Facts, real: np.ndarray | None = None) -> np.ndarray:
-    """Samples as a picture: a grid of images (a column a class, where there are up to 20), or real | samples as dots."""
+def picture(samples: np.ndarray, known: build.Facts, beside: dict[str, np.ndarray] | None = None) -> np.ndarray:
+    """Samples as a picture: a grid of images (a column a class, where there are up to 20), real | samples as dots, or
+    condition | draws | truth where `beside` holds the conditions `image` `[N, ...]`, for K N samples."""
+    if beside is not None and "image" in beside:
+        draws = samples.reshape(-1, len(beside["image"]), *samples.shape[1:])
+        return evaluation.condition_picture(beside["image"], draws, beside.get("x"))
     if known.kind == "image":
         columns = known.num_classes if 1 < known.num_classes <= 20 else None
         return evaluation.image_grid(samples, columns)
-    return evaluation.scatter_picture(samples if real is None else real, samples)
+    return evaluation.scatter_picture(samples if beside is None else beside["x"], samples)

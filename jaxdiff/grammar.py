@@ -8,6 +8,27 @@ from typing import Any, NoReturn
 
 from jaxdiff.version import __version__
 
+WAYS_OF_GUIDANCE = """\
+ways of guidance, written NAME:OPTION=VALUE,OPTION=VALUE; several joined by + act one after the other on each prediction:
+  classifier_free    from what the model predicts without a class on through what it predicts with it
+    scale=2            how far: 1 to the prediction with the class, 2 twice as far (--guidance=2 is short for this)
+    interval=0.3-5     only while the noise level, sigma / alpha, is from 0.3 to 5
+    rescale=0.7        keep the contrast from growing with the scale: 0 no, 1 wholly
+  classifier         towards what a second model takes for the class
+    run=DIR            that model, trained with configs/noisy_classifier.py
+    scale=2            how strongly: 0 not at all
+  autoguidance       from what a weaker model predicts on through what this one does; needs no classes
+    run=DIR            the weaker model; step=500 for its checkpoint of that step, raw=true for parameters not averaged
+    scale=2            how far, and interval=0.3-5 when, as for classifier_free
+  dynamic_threshold  shrink a predicted picture that leaves -bound..bound until the share percentile of it is inside
+    percentile=0.995   and bound=1, unless given
+  static_threshold   clip pixels outside -bound..bound, bound=1 unless given, as --threshold=1 does
+for example
+  --guidance=3
+  --guidance=classifier_free:scale=3,interval=0.3-5
+  --guidance=autoguidance:run=runs/digits,step=400,scale=2
+  --guidance=classifier_free:scale=6,rescale=0.7+dynamic_threshold"""
+
 
 class _Parser(argparse.ArgumentParser):
     """argparse whose errors are one line, and whose flags are written out in full."""
@@ -25,6 +46,14 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
+
+
+def _guidance(text: str) -> float | str:
+    """A number, or words that jaxdiff.guiding reads."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _seed(text: str) -> int:
@@ -67,8 +96,14 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--num", type=_count, default=64, metavar="N", help="how many samples (default 64)")
     one.add_argument("--label", metavar="CLASS", help="a class, by number or name, or several with commas, drawn in turn "
                      "(default: all classes in turn)")
+    one.add_argument("--draws", type=_count, default=4, metavar="K", help="samples of each condition picture, for runs that "
+                     "take one (default 4); --num is then the number of conditions")
+    one.add_argument("--image", metavar="PATH", help="your own condition pictures, a file or a folder (default: made from "
+                     "test pictures, whose truth is shown beside)")
+    one.add_argument("--task", metavar="NAME", help="inpaint: fill in test pictures with a run that was trained without "
+                     "conditions, by replacing known pixels (add --sampler=repaint for resampling)")
     one.add_argument("--out", required=True, metavar="FILE", help="FILE.png, or FILE.npz with the arrays samples (float32, "
-                     "in the data's own range) and label")
+                     "in the data's own range) and what they were asked with: label, image, mask, and x, the truth")
 
     one = command("evaluate", "Score samples of a run against real data: a table here, and JSON in DIR/evaluation.")
     _run_flags(one)
@@ -77,7 +112,12 @@ def parser() -> argparse.ArgumentParser:
                      "evaluate.batch_size)")
     one.add_argument("--num", type=_count, metavar="N", help="samples to score (default: the config's evaluate.num)")
     one.add_argument("--metrics", metavar="NAMES", help="some of agreement, frechet, kid, precision_recall, inception_score "
-                     "for pictures, with commas (default: all that suit the data)")
+                     "for pictures; psnr, ssim, lpips, feature_distance, consistency, diversity, frechet, joint_frechet for "
+                     "runs that take a condition picture; with commas (default: all that suit the data)")
+    one.add_argument("--draws", type=_count, metavar="K", help="samples of each condition picture, for runs that take one "
+                     "(default: the config's evaluate.draws)")
+    one.add_argument("--lpips", metavar="FILE", help="weights of AlexNet or VGG16 (.pth or .npz), for LPIPS")
+    one.add_argument("--lpips_net", choices=("alex", "vgg"), help="which of the two FILE holds (default alex)")
     one.add_argument("--inception", metavar="FILE", help="weights of FID's Inception-v3 (.pth or .npz), to compare pictures "
                      "by its features (default: by those of a classifier of the same data)")
     one.add_argument("--classifier", metavar="DIR", help="run of a classifier, trained with configs/classifier.py, to judge "
@@ -122,12 +162,16 @@ def _run_flags(one: argparse.ArgumentParser) -> None:
 
 
 def _draw_flags(one: argparse.ArgumentParser) -> None:
+    one.epilog = WAYS_OF_GUIDANCE
     one.add_argument("--sampler", metavar="NAME", help="ancestral, ddim, euler_maruyama, reverse_diffusion, "
-                     "predictor_corrector, heun, dpm_solver or unipc (default: the config's)")
+                     "predictor_corrector, heun, dpm_solver, unipc or repaint (default: the config's)")
     one.add_argument("--steps", type=_count, metavar="N", help="steps of the sampler (default: the config's)")
-    one.add_argument("--guidance", type=float, metavar="SCALE", help="classifier-free guidance: 1 none, above 1 samples "
-                     "show their class more strongly, 0 ignores the class (default: the config's)")
+    one.add_argument("--guidance", type=_guidance, metavar="HOW", help="how strongly samples are led to their class: 1 as "
+                     "the model learned it, 2 or 3 more strongly, with less variety, 0 not at all; or the name of another "
+                     "way, see below (default: the config's)")
     one.add_argument("--threshold", type=float, metavar="BOUND", help="clip the predicted image to -BOUND..BOUND at every "
                      "step, 0: do not (default: the config's)")
+    one.add_argument("--y_draws", choices=("redraw", "one_path"), help="how a condition that is diffused too (cdiffe, cmde, "
+                     "vs_cmde) is known: drawn afresh at each network call, or along one path (default: the config's)")
     one.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the random numbers: the same seed, the same "
                      "samples (default 0)")

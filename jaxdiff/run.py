@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdiff import build, configfile, samplers, sde, tables, training
+from jaxdiff import build, configfile, guiding, observe, samplers, sde, tables, training
 from jaxdiff import guidance as guidance_of
 from jaxdiff.denoiser import denoiser as make_denoiser
 from jaxdiff.samplers import Sampler
@@ -43,7 +43,8 @@ class Run(NamedTuple):
         """`(key, x_t, t, cond) -> Prediction`; `cond` here is what it is told when the caller gives none."""
         self._must_denoise()
         told = cond
-        inner = make_denoiser(build.apply(self.network), params, self.path, build.parameterization(self.config))
+        inner = make_denoiser(build.apply(self.config, self.network, self.facts), params, self.path,
+                              build.parameterization(self.config))
 
         def denoise(key: Key, x_t: Any, t: Any, cond: Cond = None) -> Prediction:
             return inner(key, x_t, t, told if cond is None else cond)
@@ -54,59 +55,82 @@ class Run(NamedTuple):
         self,
         num_steps: int | None = None,
         sampler: Sampler | str | None = None,
-        guidance: Guidance | float | None = None,
+        guidance: Guidance | float | str | None = None,
         grid: Callable[[Any, int], Array] | None = None,
         threshold: float | None = None,
+        y_draws: str | None = None,
     ) -> Draw:
         """A pure function `(params, key, cond, shape_or_num) -> images`, to be jitted, vmapped or exported.
 
         Args:
           num_steps: steps of the grid; the config's by default.
           sampler: a Sampler, or the name of one with its default options; the config's by default.
-          guidance: a Guidance, or a classifier-free scale (1 is the plain conditional model); the config's by default.
+          guidance: a classifier-free scale (1 is the plain conditional model), words such as
+            "classifier_free:scale=3+dynamic_threshold" (guiding.py lists them), or a Guidance; the config's by default.
+            Other runs that the words name are read at once and become constants of the returned function.
           grid: `(path, num_steps) -> times`; the sampler's natural grid, or the config's, by default.
           threshold: clip the predicted image to [-threshold, threshold] at every step, after guidance; 0 is off, and the
             config's is the default.
+          y_draws: how a diffused condition (CDiffE, CMDE) is known: "redraw" at each network call, or "one_path"; the
+            config's by default.
 
         In the returned function `shape_or_num` is static: a count of examples, or the whole shape `[B, ...]`. With cond
-        None a class-conditional run draws from all classes at once (the null label).
+        None a class-conditional run draws from all classes at once (the null label). A run with a condition picture
+        needs it as cond["image"], float32 [-1, 1] `[B, H, W, C]`. An unconditional run that is given "image" and "mask"
+        (`[B, H, W, 1]`, 1 = hidden) fills in the hidden pixels by replacing the known ones (`jd.observe.known_pixels`).
         """
         self._must_denoise()
         chosen = build.sampler(self.config) if sampler is None else sampler
         if isinstance(chosen, str):
             chosen = tables.make(tables.SAMPLERS, {"kind": chosen}, "sampler")
-        scale = self.config.sampler.guidance if guidance is None else guidance
-        wrap = scale if callable(scale) else build.guide(scale, self.facts)
+        guides = guiding.guides(self.config.sampler.guidance if guidance is None else guidance, self, load_run)
         steps = self.config.sampler.num_steps if num_steps is None else num_steps
         bound = self.config.sampler.threshold if threshold is None else threshold
         clip = guidance_of.static_threshold(self.path, bound) if bound else None
         times = (grid or chosen.grid)(self.path, steps)
+        hooks = {"redraw": observe.redraw, "one_path": observe.one_path}
+        follow = tables.pick(hooks, self.config.sampler.observe if y_draws is None else y_draws, "sampler.observe")
+        joint = build.joint(self.config)
 
         def draw(params: Params, key: Key, cond: Cond, shape_or_num: int | tuple[int, ...]) -> Array:
             if isinstance(shape_or_num, int | np.integer):
                 shape_or_num = (int(shape_or_num), *self.facts.shape)
             shape = tuple(shape_or_num)
-            told = self._told(cond, shape[0])
+            told, known = self._told(cond, shape[0])
             denoise = self.denoiser(params)
-            if wrap is not None and told is not None and cond is not None:
-                denoise = wrap(denoise)
+            for guide in guides:
+                if cond is not None or not guide.asks:
+                    denoise = guide.wrap(denoise)
             denoise = denoise if clip is None else clip(denoise)
             k_prior, k_steps = jax.random.split(key)
-            x_T = sde.prior(self.path, k_prior, jax.ShapeDtypeStruct(shape, jnp.zeros(()).dtype))
-            return samplers.sample(chosen, denoise, self.path, times, k_steps, x_T, told)
+            like = jax.ShapeDtypeStruct(shape, jnp.zeros(()).dtype)
+            if joint:
+                k_path = (jax.random.fold_in(key, 2),) if follow is observe.one_path else ()
+                hook, both = follow(self.path, known["image"], *k_path), {"x": like, "y": known["image"]}
+                x_T = sde.prior(self.path, k_prior, both)
+                return samplers.sample(chosen, denoise, self.path, times, k_steps, x_T, told, hook)["x"]
+            hook = observe.known_pixels(self.path, known["image"], known["mask"]) if known else None
+            x_T = sde.prior(self.path, k_prior, like)
+            return samplers.sample(chosen, denoise, self.path, times, k_steps, x_T, told, hook)
 
         return draw
 
-    def _told(self, cond: Cond, num: int) -> Cond:
+    def _told(self, cond: Cond, num: int) -> tuple[Cond, dict[str, Any]]:
+        """What the network is told, and what the observe hook knows."""
+        build.check_condition(cond, self.facts, num)
         if cond is None:
-            return {"label": jnp.full(num, self.facts.num_classes)} if self.facts.num_classes else None
+            return {"label": jnp.full(num, self.facts.num_classes)} if self.facts.num_classes else None, {}
         label = cond.get("label")
         if label is not None:
             if jnp.shape(label) != (num,):
                 raise ValueError(f"cond['label'] has shape {jnp.shape(label)}; allowed: ({num},), a label for each example")
             if not isinstance(label, jax.core.Tracer):
                 build.check_labels(label, self.facts)
-        return cond
+        unread = () if "mask" in build.batch_keys(self.config, self.facts) else ("mask",)
+        observed = ("image",) if build.joint(self.config) else () if self.facts.condition else ("image", "mask")
+        known = {name: cond[name] for name in observed if name in cond}
+        told = {name: value for name, value in cond.items() if name not in known and name not in unread}
+        return told or None, known
 
 
 def load_run(workdir: Any, step: int | None = None, ema: bool = True) -> Run:

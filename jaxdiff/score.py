@@ -7,7 +7,7 @@ the run directory; the test split's own distance to it is printed beside ours as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdiff import build, data, evaluation
+from jaxdiff import build, data, evaluation, inverse, observe
 from jaxdiff.evaluation import Statistics
 from jaxdiff.judge import Judge, judge_of
 from jaxdiff.losses import variational_bound
@@ -33,10 +33,10 @@ class NoScores(ValueError):
 
 
 class Samples(NamedTuple):
-    """`x` float32 `[N, ...]` in the data's own units, and the labels they were asked for (None without classes)."""
+    """`x` float32 `[N, ...]` in the data's own units, and what they were asked with, `label`, `image`, `mask` `[N, ...]`."""
 
     x: np.ndarray
-    label: np.ndarray | None
+    cond: dict[str, np.ndarray]
 
 
 def balanced_labels(num: int, num_classes: int) -> np.ndarray:
@@ -45,25 +45,40 @@ def balanced_labels(num: int, num_classes: int) -> np.ndarray:
 
 
 def draw(
-    run: Run, num: int, seed: int = 0, label: np.ndarray | None = None, batch_size: int = 250, **how: Any
+    run: Run, num: int, seed: int = 0, cond: Mapping[str, np.ndarray] | None = None, batch_size: int = 250, **how: Any
 ) -> Samples:
-    """`num` samples in batches of one compiled size; `how` goes to `run.sampler`. Sample i depends on seed and i's batch."""
+    """`num` samples in batches of one compiled size; `how` goes to `run.sampler`. Sample i depends on seed and i's batch.
+
+    `cond` holds `label`, `image`, `mask` `[num, ...]`, whatever of them the run takes; all classes in turn by default.
+    """
     if num < 1 or batch_size < 1:
         raise ValueError(f"num is {num}, batch_size {batch_size}; allowed: 1 or more")
-    if label is None and run.facts.num_classes:
-        label = balanced_labels(num, run.facts.num_classes)
-    if label is not None:
-        build.check_labels(label, run.facts)
+    told = dict(cond or {})
+    if "label" not in told and run.facts.num_classes:
+        told["label"] = balanced_labels(num, run.facts.num_classes)
+    if "label" in told:
+        build.check_labels(told["label"], run.facts)
+    build.check_condition(told, run.facts, num)
     size = min(batch_size, num)
     sampler = jax.jit(run.sampler(**how), static_argnums=3)
     found = []
     for i, start in enumerate(range(0, num, size)):
-        cond = None
-        if label is not None:
-            part = np.resize(label[start : start + size], size)  # the last batch is filled up, and cut below
-            cond = {"label": jnp.asarray(part, jnp.int32)}
-        found.append(np.asarray(sampler(run.params, jax.random.fold_in(jax.random.key(seed), i), cond, size)))
-    return Samples(np.concatenate(found)[:num], label)
+        rows = np.arange(start, start + size) % num  # the last batch is filled up, and cut below
+        part = {name: jnp.asarray(value[rows]) for name, value in told.items()} or None
+        found.append(np.asarray(sampler(run.params, jax.random.fold_in(jax.random.key(seed), i), part, size)))
+    return Samples(np.concatenate(found)[:num], told)
+
+
+def shown(run: Run, samples: Samples, most: int | None = None) -> tuple[np.ndarray, build.Facts, Any]:
+    """What `fit.picture` takes: samples, up to `most` of them where they are pictures, and what they are shown beside."""
+    if run.facts.kind == "points":
+        return samples.x, run.facts, {"x": real_examples(run, "test")["x"]}
+    if "image" not in samples.cond:
+        return samples.x[:most], run.facts, None
+    count = len(samples.cond.get("x", samples.cond["image"]))
+    draws = samples.x.reshape(-1, count, *samples.x.shape[1:])[:8, :32]
+    rows = {name: samples.cond[name][:count][:32] for name in ("image", "x") if name in samples.cond}
+    return draws.reshape(-1, *samples.x.shape[1:]), run.facts, rows
 
 
 def real_examples(run: Run, split: str, num: int | None = None) -> dict[str, np.ndarray]:
@@ -88,19 +103,36 @@ def score(
     """
     part = run.config.evaluate
     wanted = check_metrics(run.config, run.facts, metrics)
+    if run.facts.condition:
+        return _score_pairs(run, workdir, part.num if num is None else num, wanted, seed, progress, how)
     samples = draw(run, part.num if num is None else num, seed, batch_size=part.batch_size, **how)
     if run.facts.kind == "points":
         return _score_points(run, samples), samples
     return _score_images(run, Path(workdir), samples, wanted, progress), samples
 
 
+def _score_pairs(
+    run: Run, workdir: Any, num: int, wanted: Sequence[str], seed: int, progress: bool, how: dict[str, Any]
+) -> tuple[dict[str, Any], Samples]:
+    """`num` conditions, each drawn `evaluate.draws` times."""
+    part = run.config.evaluate
+    given = inverse.examples(run, num)
+    cond = inverse.repeat({name: given[name] for name in ("label", "image", "mask") if name in given}, part.draws)
+    if not run.facts.num_classes:
+        cond.pop("label", None)
+    samples = draw(run, len(cond["image"]), seed, cond, part.batch_size, **how)
+    draws = samples.x.reshape(part.draws, -1, *samples.x.shape[1:])
+    found = inverse.report(run, workdir, given, draws, wanted, progress)
+    return found, samples._replace(cond={**samples.cond, "x": given["x"]})
+
+
 def check_words(config: ConfigDict) -> None:
     """What can be known of `config.evaluate` before there is data: metrics by their names, files by their being there."""
-    part, known = config.evaluate, (*IMAGE_METRICS, *POINT_METRICS)
+    part, known = config.evaluate, tuple(dict.fromkeys([*IMAGE_METRICS, *POINT_METRICS, *inverse.PAIRED_METRICS]))
     for name in part.metrics:
         if name not in known:
             raise ValueError(f"evaluate.metrics has {name!r}; allowed: {', '.join(known)}")
-    for key in ("inception", "classifier"):
+    for key in ("inception", "classifier", "lpips"):
         if part[key] and not Path(part[key]).exists():
             raise FileNotFoundError(f"evaluate.{key} is {part[key]!r}, where nothing is; mend: its path, or leave it out")
 
@@ -109,6 +141,8 @@ def check_metrics(config: ConfigDict, known: build.Facts, metrics: Sequence[str]
     """The metrics asked for, or the config's, or all that suit the data; raises as `score` does."""
     check_words(config)
     part = config.evaluate
+    if known.condition:
+        return inverse.check_metrics(config, tuple(metrics) or tuple(part.metrics))
     allowed: tuple[str, ...] = POINT_METRICS if known.kind == "points" else IMAGE_METRICS
     if known.kind == "points" and config.data.source != "gaussians25":
         raise NoScores(f"points of {config.data.source!r} have no known modes to score; allowed: gaussians25")
@@ -145,7 +179,7 @@ def _score_images(run: Run, workdir: Path, samples: Samples, wanted: Sequence[st
         name, features, logits = judge.name, judge.features, judge.logits
     if "agreement" in wanted:
         assert judge is not None
-        agreement = evaluation.class_agreement(judge.logits, samples.x, samples.label)
+        agreement = evaluation.class_agreement(judge.logits, samples.x, samples.cond["label"])
         found |= {"agreement": agreement["agreement"], "agreement_n": agreement["n"]}
         found["agreement_per_class"] = agreement["per_class"]
     if {"frechet", "kid", "precision_recall"} & set(wanted):
@@ -206,7 +240,8 @@ def likelihood(
         config.data.scale = "dequantise" if known.levels else "exact"
     records = build.source(config, "test")
     num = len(records) if num is None else min(num, len(records))
-    batch = data.preview(records, num, preprocess=build.preprocess(config, known), seed=seed)
+    batch = data.preview(records, num, preprocess=build.preprocess(config, known), seed=seed, task=build.task(config))
+    keys = [name for name in build.batch_keys(config, known) if name not in ("x", "index")]
     trace = trace or ("exact" if known.dim <= 16 else "hutchinson")
     variance = "learned" if config.parameterization.learned_variance else "small"
 
@@ -214,13 +249,17 @@ def likelihood(
     def per_example(x: Array, cond: Any) -> Array:
         if bound:
             return variational_bound(denoise, run.path, x, key, known.levels, variance, cond).total
-        log_p = log_likelihood(denoise, run.path, x, key, cond, trace=trace, num_probes=probes)
+        hook = None
+        if build.joint(config):
+            cond = dict(cond)
+            hook = observe.redraw(run.path, cond.pop("image"))
+        log_p = log_likelihood(denoise, run.path, x, key, cond or None, hook, trace=trace, num_probes=probes)
         return bits_per_dim(log_p, known.dim, known.levels) if known.levels else -log_p
 
     values, size = [], min(config.evaluate.batch_size, num)
     for start in range(0, num, size):
         part = np.arange(start, start + size) % num  # the last batch is filled up, so that one program serves all
-        cond = {"label": jnp.asarray(batch["label"][part])} if known.num_classes else None
+        cond = {name: jnp.asarray(batch[name][part]) for name in keys} or None
         values.append(np.asarray(per_example(jnp.asarray(batch["x"][part]), cond)))
     all_ = np.concatenate(values)[:num]
     return {

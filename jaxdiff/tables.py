@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from jaxdiff import losses, networks, samplers, sde, training
+from jaxdiff import data, losses, networks, samplers, sde, training
 from jaxdiff.losses import weightings
 from jaxdiff.sde import grids, parameterizations, times
 
@@ -29,20 +29,70 @@ def _discrete(schedule: str = "linear", num_steps: int = 1000) -> sde.Discrete:
     return sde.Discrete(schedules[schedule](num_steps))
 
 
+_ONE_STEP: Table = {"reverse_diffusion": samplers.reverse_diffusion, "euler_maruyama": samplers.euler_maruyama,
+                    "ancestral": samplers.ancestral}
+
+
 def _predictor_corrector(
     snr: float = 0.16, corrector_steps: int = 1, predictor: str = "reverse_diffusion"
 ) -> samplers.Sampler:
     """Langevin, then a predictor of the reverse SDE."""
-    predictors = {"reverse_diffusion": samplers.reverse_diffusion, "euler_maruyama": samplers.euler_maruyama,
-                  "ancestral": samplers.ancestral}
-    if predictor not in predictors:
-        raise ValueError(f"sampler.predictor is {predictor!r}; allowed: {', '.join(predictors)}")
-    return samplers.chain(samplers.langevin(snr, corrector_steps), predictors[predictor]())
+    chosen = pick(_ONE_STEP, predictor, "sampler.predictor")()
+    return samplers.chain(samplers.langevin(snr, corrector_steps), chosen)
+
+
+class Process(NamedTuple):
+    """What is diffused: `path`, a Path or a dict of them, and what training uses, it or `path_at(step)`."""
+
+    path: Any
+    training: Any
+
+
+def _alone(path: Any) -> Process:
+    """x alone is diffused; a condition picture, where there is one, stays clean in the network's input (CDE)."""
+    return Process(path, path)
+
+
+def _cdiffe(path: Any) -> Process:
+    """The condition is diffused as x is."""
+    return Process({"x": path, "y": path}, {"x": path, "y": path})
+
+
+def _cmde(path: Any, sigma_max: float = 1.0, sigma_min: float | None = None) -> Process:
+    """The condition is diffused up to its own noise level."""
+    both = {"x": path, "y": sde.Slower(path, sigma_max, sigma_min)}
+    return Process(both, both)
+
+
+def _vs_cmde(
+    path: Any, sigma_max: float = 1.0, sigma_min: float | None = None, horizon: int = 100_000, start: float | None = None
+) -> Process:
+    """CMDE whose noise level of y falls while training, from x's own (or `start`) to `sigma_max` at step `horizon`."""
+    final = _cmde(path, sigma_max, sigma_min)
+    first = float(sde.noise_level(path, path.t_max)) if start is None else start
+    if horizon < 1 or not first >= sigma_max:
+        raise ValueError(f"estimator.horizon is {horizon}, start {first:g}; allowed: horizon from 1, and start at least "
+                         f"sigma_max = {sigma_max:g}, from which it falls")
+
+    def path_at(step: Any) -> Any:
+        return {"x": path, "y": sde.Slower(path, sde.falling(step, first, sigma_max, horizon), sigma_min)}
+
+    return Process(final.path, path_at)
+
+
+def _repaint(predictor: str = "ancestral", jump: int = 10, repeats: int = 10) -> samplers.Sampler:
+    """Resampling around a one-step sampler."""
+    return samplers.repaint(pick(_ONE_STEP, predictor, "sampler.predictor")(), jump, repeats)
 
 
 PATHS: Table = {
     "vp": sde.VP, "subvp": sde.SubVP, "ve": sde.VE, "edm": sde.EDM, "flow": sde.Flow, "cosine": sde.Cosine,
     "discrete": _discrete,
+}
+ESTIMATORS: Table = {"none": _alone, "cde": _alone, "cdiffe": _cdiffe, "cmde": _cmde, "vs_cmde": _vs_cmde}
+TASKS: Table = {
+    "none": lambda: None, "sr": data.super_resolution, "inpaint": data.inpainting, "edges": data.edges,
+    "pairs": data.given,
 }
 PARAMETERIZATIONS: Table = {
     "eps": parameterizations.eps, "x0": parameterizations.x0, "v": parameterizations.v,
@@ -61,7 +111,7 @@ LOSSES: Table = {"denoising": losses.denoising, "hybrid": losses.hybrid, "classi
 SAMPLERS: Table = {
     "ancestral": samplers.ancestral, "ddim": samplers.ddim, "euler_maruyama": samplers.euler_maruyama,
     "reverse_diffusion": samplers.reverse_diffusion, "predictor_corrector": _predictor_corrector,
-    "heun": samplers.heun, "dpm_solver": samplers.dpm_solver, "unipc": samplers.unipc,
+    "heun": samplers.heun, "dpm_solver": samplers.dpm_solver, "unipc": samplers.unipc, "repaint": _repaint,
 }
 GRIDS: Table = {
     "uniform": grids.uniform, "karras": grids.karras, "log_snr": grids.log_snr, "discrete": grids.discrete,
@@ -69,6 +119,7 @@ GRIDS: Table = {
 
 # what `build` fills in itself, so that no config repeats what the data or another section already says
 DERIVED = {
+    "estimator": ("path",),
     "network": ("num_classes", "out_channels", "name", "parent"),
     "loss": ("apply_fn", "path", "parameterization", "draw_times", "weighting", "draw_cond", "stochastic", "network",
              "levels", "augment"),
@@ -85,8 +136,9 @@ _ACCEPTS: dict[str, tuple[tuple[type, ...], str]] = {
 }
 
 
-# keys of the sampler section that are not the sampler's own: steps, classifier-free scale, bound of the predicted image
-SAMPLING = ("num_steps", "guidance", "threshold")
+# keys of the sampler section that are not the sampler's own: steps, guidance, bound of the predicted image, how a
+# diffused condition is known
+SAMPLING = ("num_steps", "guidance", "threshold", "observe")
 
 
 def _parameters(fn: Callable[..., Any], derived: tuple[str, ...] = ()) -> list[str]:
@@ -179,7 +231,10 @@ def base() -> ConfigDict:
                 "batch_size": 128,  # over all processes
                 "num_threads": placeholder(int),  # that read ahead
             },
-            "condition": {"label": True, "drop": 0.1},  # drop: share of labels hidden, for classifier-free guidance
+            # drop: share of labels hidden, for classifier-free guidance; mask: the network sees where a picture is hidden
+            "condition": {"label": True, "drop": 0.1, "mask": False},
+            "task": section(TASKS, "none"),  # what the condition picture y is made from x by
+            "estimator": section(ESTIMATORS, "none", "estimator"),  # how y is told
             "path": section(PATHS, "edm"),
             "parameterization": section(PARAMETERIZATIONS, "edm", learned_variance=False),
             "times": section(TIMES, "lognormal"),
@@ -188,7 +243,8 @@ def base() -> ConfigDict:
             "network": section(NETWORKS, "unet", "network"),
             "optimizer": options(training.optimizer, "optimizer", kind="adam", learning_rate=2e-4, clip=1.0),
             "ema": options(training.Ema, "ema", decay=0.999, warmup=True),
-            "sampler": {**section(SAMPLERS, "heun"), "num_steps": 18, "guidance": 1.0, "threshold": None},
+            "sampler": {**section(SAMPLERS, "heun"), "num_steps": 18, "guidance": None, "threshold": None,
+                        "observe": "redraw"},
             "grid": section({**GRIDS, "natural": lambda: None}, "natural", "grid"),
             "train": {
                 "steps": 1000,
@@ -208,6 +264,9 @@ def base() -> ConfigDict:
                 "metrics": (),  # () is every metric that suits the data
                 "classifier": placeholder(str),  # a run directory; None trains one beside this run, once
                 "inception": placeholder(str),  # a file of FID Inception weights
+                "draws": 4,  # of each condition picture
+                "lpips": placeholder(str),  # a file of AlexNet or VGG16 weights, for LPIPS
+                "lpips_net": "alex",
             },
         }
     )

@@ -29,7 +29,7 @@ MAY = {
     "observe": {"types", "trees", "sde"},
 }
 # the floors above may import all that is below them, in this order
-TOP = ["tables", "configfile", "build", "run", "fit", "judge", "score", "benchmark", "grammar", "cli"]
+TOP = ["tables", "configfile", "build", "guiding", "run", "fit", "judge", "inverse", "score", "benchmark", "grammar", "cli"]
 HOMES = {
     "flax": {"networks", "evaluation"},
     "optax": {"training"},
@@ -38,7 +38,7 @@ HOMES = {
     "tensorflow_datasets": {"data"},
     "tensorflow": {"data"},
     "diffrax": {"samplers", "observe"},
-    "ml_collections": {"tables", "configfile", "build", "run", "fit", "judge", "score", "benchmark", "cli"},
+    "ml_collections": {"tables", "configfile", "build", "run", "fit", "judge", "inverse", "score", "benchmark", "cli"},
 }
 
 

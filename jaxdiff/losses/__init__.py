@@ -2,7 +2,7 @@
 
 from jaxdiff.losses import weightings
 from jaxdiff.losses.classification import classification
-from jaxdiff.losses.denoising import denoising
+from jaxdiff.losses.denoising import denoising, jointly
 from jaxdiff.losses.variational import hybrid, variational_bound
 
-__all__ = ["classification", "denoising", "hybrid", "variational_bound", "weightings"]
+__all__ = ["classification", "denoising", "hybrid", "jointly", "variational_bound", "weightings"]

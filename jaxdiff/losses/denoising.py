@@ -57,6 +57,16 @@ def noised(path: Any, draw_times: TimeDraw, key: Key, batch: Batch, draw_cond: C
     return Noised(x0, eps, perturb(path, x0, eps, t), t, cond or None, jax.random.fold_in(k_network, index[0]))
 
 
+def jointly(loss: LossFn) -> LossFn:
+    """A loss of two variables on batches of one: the condition `batch["image"]` is diffused as "y" beside "x"."""
+
+    def joint(params: Params, state: Any, key: Key, batch: Batch, step: Any) -> tuple[Array, Aux]:
+        rest = {name: value for name, value in batch.items() if name != "image"}
+        return loss(params, state, key, {**rest, "x": {"x": batch["x"], "y": batch["image"]}}, step)
+
+    return joint
+
+
 def mean_per_example(tree: Tree) -> Array:
     """The mean over all dimensions of all leaves, `[B]`."""
     leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(tree)]

@@ -32,7 +32,7 @@ class Slower:
     """
 
     path: Any
-    sigma_max: float = 1.0
+    sigma_max: Any = 1.0
     sigma_min: float | None = None
 
     def __post_init__(self) -> None:
