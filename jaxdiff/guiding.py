@@ -22,6 +22,7 @@ import jax
 
 from jaxdiff import guidance, tables
 from jaxdiff.guidance.pairs import is_number
+from jaxdiff.trees import clock
 from jaxdiff.types import Guidance
 
 
@@ -33,11 +34,10 @@ def _other(name: str, directory: str, guided: Any, load: Callable[..., Any], wha
     if (run.config.loss.kind == "classification") != (name == "classifier") or run.path is None:
         came = "a denoiser" if name == "classifier" else "a classifier"
         raise ValueError(f"{word} is {'a classifier of clean data' if run.path is None else came}; allowed: {what}")
-    if run.path != guided.path:
-        levels = [", ".join(f"{key}={value}" for key, value in one.config.path.items() if value is not None)
-                  for one in (run, guided)]
-        raise ValueError(f"{word} was trained on the noise levels of path {levels[0]}, and this run on {levels[1]}; "
-                         f"mend: {mend}")
+    if run.path != (clock(guided.path) if name == "classifier" else guided.path):
+        wrong = [f"{part}.{key}={value} and this run with {guided.config[part][key]}" for part in ("path", "estimator")
+                 for key, value in run.config[part].items() if value != guided.config[part][key]]
+        raise ValueError(f"{word} was trained on other noise levels: with {', '.join(wrong)}; mend: {mend}")
     pairs = {"shape": (run.facts.shape, guided.facts.shape), "classes": (run.facts.num_classes, guided.facts.num_classes)}
     if name != "classifier":
         pairs["condition"] = (run.facts.condition, guided.facts.condition)
@@ -55,7 +55,9 @@ def _classifier(run: str, scale: float, *, guided: Any, load: Any) -> Guidance:
     other = _other("classifier", run, guided, load, "a classifier of noisy pictures, from configs/noisy_classifier.py",
                    "train configs/noisy_classifier.py with this run's method and data")
     logits = lambda params, x, t, cond: other.network.apply({"params": params}, x, t)
-    return guidance.classifier(guidance.classifier_log_prob(logits, other.params, other.path), scale, guided.path)
+    log_prob = guidance.classifier_log_prob(logits, other.params, other.path)
+    of_x = lambda x_t, t, cond: log_prob(x_t["x"] if isinstance(x_t, dict) else x_t, t, cond)  # beside a diffused condition
+    return guidance.classifier(of_x, scale, guided.path)
 
 
 def _autoguidance(

@@ -10,6 +10,8 @@ import jaxdiff as jd
 from jaxdiff.trees import expand
 from tests import oracle
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 KEY = jax.random.key(1)
 PATH = jd.sde.VP()
 CENTRES, CLASS_STD = jnp.array([-0.4, 0.0, 0.5]), 0.3
@@ -114,6 +116,44 @@ def test_interval_acts_inside_only(x64):
     np.testing.assert_allclose(vp(KEY, x_t, t, cond).x0, np.where(inside[:, None], whole, given.x0), rtol=1e-10)
 
 
+def test_scale_zero_still_keeps_to_its_interval(x64):
+    """Outside it the prediction is the conditional one, whatever the scale."""
+    path = jd.sde.EDM()
+    guided = jd.guidance.classifier_free(0.0, CLASSES, path, (0.3, 3.0))(classes(path))
+    given, free = halves(path, X_T.astype(float), levels := jnp.array([0.1, 0.31, 2.9, 3.1]))
+    out = guided(KEY, X_T.astype(float), levels, {"label": LABEL})
+    np.testing.assert_array_equal(out.x0[::3], given.x0[::3])
+    np.testing.assert_allclose(out.x0[1:3], free.x0[1:3], rtol=1e-12)
+
+
+@pytest.mark.parametrize("phi", [0.3, 1.0])
+def test_rescale(x64, phi):
+    """phi = 1 has the conditional prediction's contrast, a phi between is the mixture; the pair still makes up x_t."""
+    x_t, t, cond = X_T.astype(float), jnp.array([0.02, 0.3, 0.7, 1.0]), {"label": LABEL}
+    given, _ = halves(PATH, x_t, t)
+    plain = guide(4.0)(KEY, x_t, t, cond).x0
+    out = jd.guidance.classifier_free(4.0, CLASSES, PATH, rescale=phi)(classes(PATH))(KEY, x_t, t, cond)
+    whole = plain * np.std(given.x0, axis=1, keepdims=True) / np.std(plain, axis=1, keepdims=True)
+    assert (np.abs(whole - plain) > 1e-3).any(1).all()
+    np.testing.assert_allclose(out.x0, phi * whole + (1 - phi) * plain, rtol=1e-10)
+    if phi == 1:
+        np.testing.assert_allclose(np.std(out.x0, axis=1), np.std(given.x0, axis=1), rtol=1e-10)
+    alpha, sigma = expand(PATH.alpha(t), x_t), expand(PATH.sigma(t), x_t)
+    np.testing.assert_allclose(alpha * out.x0 + sigma * out.eps, x_t, atol=1e-12)
+
+
+def test_rescale_is_of_each_picture_whole(x64):
+    """Over height, width and channels of one example; a flat prediction, which has no contrast, is left as it is."""
+    shape = (2, 4, 4, 3)
+    given, free = jax.random.normal(KEY, shape, float), jnp.zeros(shape)
+    x0 = jnp.concatenate([given.at[1].set(0.5), free])
+    denoise = lambda key, x, t, cond=None: jd.Prediction(x0, jnp.zeros_like(x0))
+    wrap = jd.guidance.classifier_free(3.0, CLASSES, PATH, rescale=1.0)
+    out = wrap(denoise)(KEY, jnp.zeros(shape), 0.5, {"label": LABEL[:2]}).x0
+    np.testing.assert_allclose(out[0], given[0], rtol=1e-10)  # 3 x given, its contrast back at given's
+    np.testing.assert_allclose(out[1], 1.5, rtol=1e-12)
+
+
 def test_text_alone_is_masked_and_other_conditions_stay():
     seen = []
 
@@ -207,6 +247,13 @@ def test_jit_vmap_scan_and_gradient():
         ({"scale": None}, "guidance scale is None; allowed"),
         ({"scale": 2.0, "interval": (0.3, 3.0)}, "an interval without a path; mend: path="),
         ({"scale": 2.0, "interval": (3.0, 0.3), "path": PATH}, "low <= high"),
+        ({"scale": 2.0, "interval": (-1.0, 0.3), "path": PATH}, "0 <= low"),
+        ({"scale": 2.0, "interval": 0.3, "path": PATH}, r"interval is 0.3; allowed: \(low, high\)"),
+        ({"scale": 2.0, "interval": (0.3, float("nan")), "path": PATH}, "low <= high"),
+        ({"scale": 2.0, "rescale": 0.7}, "a rescale without a path; mend: path="),
+        ({"scale": 2.0, "rescale": 1.1, "path": PATH}, "rescale is 1.1; allowed: a number from 0"),
+        ({"scale": 2.0, "rescale": -0.1, "path": PATH}, "rescale is -0.1; allowed"),
+        ({"scale": 2.0, "rescale": "much", "path": PATH}, "rescale is 'much'; allowed"),
     ],
     ids=lambda v: None if isinstance(v, dict) else v[:30],
 )
@@ -221,39 +268,3 @@ def test_a_condition_with_nothing_to_drop_is_refused():
         with pytest.raises(ValueError, match=words) as error:
             guide(2.0)(KEY, X_T, 0.5, cond)
         assert "\n" not in str(error.value)
-
-
-def test_threshold_clips_and_keeps_the_pair(x64):
-    x_t, t = jnp.linspace(-9, 9, 12).reshape(4, 3), jnp.array([0.2, 0.5, 0.8, 1.0])
-    plain = oracle.gaussian(PATH, 0.5, 2.0)(KEY, x_t, t)
-    clipped = jd.guidance.static_threshold(PATH, 0.75)(oracle.gaussian(PATH, 0.5, 2.0))(KEY, x_t, t)
-    assert float(jnp.abs(plain.x0).max()) > 2
-    np.testing.assert_allclose(clipped.x0, np.clip(plain.x0, -0.75, 0.75), atol=1e-12)
-    again = expand(PATH.alpha(t), x_t) * clipped.x0 + expand(PATH.sigma(t), x_t) * clipped.eps
-    np.testing.assert_allclose(again, x_t, atol=1e-12)
-    inside = jnp.abs(plain.x0) <= 0.75
-    np.testing.assert_allclose(clipped.eps[inside], plain.eps[inside], atol=1e-12)
-
-
-def test_threshold_rescues_an_eps_prediction_near_alpha_zero(x64):
-    """An eps that errs by .05 and, as a network's, never exceeds 4: divided by alpha = 5e-5 its error throws the chain
-    where no such eps brings it back from, unless x0 is clipped."""
-    path = jd.sde.Discrete(jd.sde.cosine_betas(200))
-    exact = oracle.gaussian(path, 0.1, 0.2)
-
-    def wrong(key, x_t, t, cond=None):
-        eps = jnp.clip(exact(key, x_t, t).eps + 0.05, -4, 4)
-        return jd.Prediction((x_t - expand(path.sigma(t), x_t) * eps) / expand(path.alpha(t), x_t), eps)
-
-    x_T = jd.sde.prior(path, KEY, jnp.zeros((4000, 1)))
-    grid = jd.sde.grids.discrete(path, 50)
-    run = lambda denoise: jd.samplers.sample(jd.samplers.ancestral(), denoise, path, grid, KEY, x_T)
-    far, near = run(wrong), run(jd.guidance.static_threshold(path)(wrong))
-    assert float(jnp.abs(far - 0.1).mean()) > 5 * float(jnp.abs(near - 0.1).mean())
-    assert abs(float(near.mean()) - 0.1) < 0.1 and float(jnp.abs(near).max()) <= 1 + 1e-9
-
-
-@pytest.mark.parametrize("bound", [0, -1.0, float("nan"), float("inf"), "1", True])
-def test_threshold_refuses_a_wrong_bound(bound):
-    with pytest.raises(ValueError, match="allowed: a number above 0"):
-        jd.guidance.static_threshold(PATH, bound)
