@@ -148,6 +148,9 @@ def _value(text: str, annotation: str) -> Any:
     """A number, true, false, none or an interval, as the annotation has it; text that is none of them stays."""
     if annotation == "str":
         return text
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
     if "Interval" in annotation or "tuple" in annotation:
         number = r"([0-9.]+(?:e[+-]?[0-9]+)?|inf)"
         found = re.fullmatch(f"{number}-{number}", text)
@@ -155,9 +158,6 @@ def _value(text: str, annotation: str) -> Any:
             return tuple(map(float, found.groups())) if found else text
         except ValueError:  # 0.3.1-5
             return text
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(text)

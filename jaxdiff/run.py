@@ -98,8 +98,9 @@ class Run(NamedTuple):
             shape = tuple(shape_or_num)
             told, known = self._told(cond, shape[0])
             denoise = self.denoiser(params)
+            asked = not {"label", "text"}.isdisjoint(cond or ())
             for guide in guides:
-                if cond is not None or not guide.asks:
+                if asked or not guide.asks:
                     denoise = guide.wrap(denoise)
             denoise = denoise if clip is None else clip(denoise)
             k_prior, k_steps = jax.random.split(key)

@@ -37,7 +37,7 @@ def load(name, words="", **overrides):
 
 def test_every_config_is_here():
     found = {path.stem for path in CONFIGS.glob("*.py")} - {"common"}
-    assert found == {*FULL, "classifier"}
+    assert found == {*FULL, "classifier", "noisy_classifier"}
     for name in found:  # a config says what it is and how it is run
         assert f"--config=configs/{name}.py" in (CONFIGS / f"{name}.py").read_text()
 
