@@ -27,7 +27,7 @@ def set_path(config, path, dim):
     """x's process, what is predicted and how it is sampled; `dim` is C H W, of which the paper takes sigma_max."""
     with config.ignore_type():
         if path == "edm":
-            config.sampler.update({"kind": "predictor_corrector", "num_steps": 100, "snr": 0.15})
+            config.sampler.update({"kind": "predictor_corrector", "num_steps": 50, "snr": 0.15})
             return
         config.path.kind = path
         if path == "ve":
@@ -65,13 +65,13 @@ def get_config(arg: str = ""):
     config.data.source = arg.data
     with config.ignore_type():
         config.data.update({"size": side, "batch_size": 64})
-        # 28x28: a patch-4 stem and one level, 7x7 positions, 0.25 s of one CPU core a step
-        config.network.update({"kind": "unet", "channels": 64, "channel_mult": (1,) if small else (1, 2, 2), "num_blocks": 1
-                               if small else 2, "attention_resolutions": (7, 16), "head_channels": 64, "dropout": 0.1,
-                               "patch_size": 4 if small else 2})
+        # small: 0.83M parameters, 0.55 s of one CPU core a step
+        width, mult, blocks = (32, (1, 2), 1) if small else (64, (1, 2, 2), 2)
+        config.network.update({"kind": "unet", "channels": width, "channel_mult": mult, "num_blocks": blocks,
+                               "attention_resolutions": (7, 16), "head_channels": width, "dropout": 0.1, "patch_size": 2})
         config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 200, "decay": "cosine", "final_scale": 0.02})
-    config.train.update({"steps": 2500, "log_every": 100, "eval_every": 1250, "checkpoint_every": 500, "preview": 32})
-    config.evaluate.update({"num": 200, "batch_size": 200})
+    config.train.update({"steps": 1000, "log_every": 100, "eval_every": 500, "checkpoint_every": 250, "preview": 32})
+    config.evaluate.update({"num": 200, "batch_size": 200, "draws": 3})
     set_path(config, arg.path, side * side * (1 if small else 3))
     set_estimator(config, arg.estimator, arg.task, arg.factor, config.train.steps // 2)
     return smoke(config) if arg.smoke else config
