@@ -1,7 +1,7 @@
 """Timings of a config on this machine, each as a ratio measured within one run, A and B in turn.
 
     sampler    a sampler's call / (its network evaluations x the jitted denoiser's call)      at most 1.05 wanted
-    guidance   a step's call guided classifier-free / the denoiser's at twice the batch      at most 1.05 wanted
+    guidance   a call guided classifier-free / the plain denoiser's at twice the batch        at most 1.05 wanted
     compile    compiling a 1,000-step sampler / compiling a 10-step one                       at most 1.3
     pipeline   training steps fed by the real pipeline / fed one resident batch               at most 1.02
 
