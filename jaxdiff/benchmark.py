@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxdiff import build, data, guidance, sde, training
+from jaxdiff.facts import Facts
 from jaxdiff.run import Run
 
 
@@ -96,7 +97,7 @@ def _guidance_line(run: Run, num: int, seconds: float) -> str:
             f"{b / each:.4f} s ({pairs} pairs of {each} calls)")
 
 
-def _training_lines(config: ConfigDict, records: Any, known: build.Facts, seconds: float) -> Iterator[str]:
+def _training_lines(config: ConfigDict, records: Any, known: Facts, seconds: float) -> Iterator[str]:
     net = build.network(config, known)
     parts = build.train_step(config, net, known)
     step = jax.jit(parts.step, donate_argnums=0)

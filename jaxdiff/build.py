@@ -7,9 +7,7 @@ notebook could have made by hand.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,32 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdiff import conditioning, data, evaluation, losses, tables, training
+from jaxdiff import conditioning, data, losses, tables, training
 from jaxdiff.denoiser import stacked
+from jaxdiff.facts import Facts
 from jaxdiff.samplers import Sampler
 from jaxdiff.sde import Discrete, Parameterization, parameterizations
 from jaxdiff.types import Array, Key, Params
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16, "float64": jnp.float64}
-
-
-class Facts(NamedTuple):
-    """What the data tells every other part: shape of one example, classes (0: not conditioned), grey levels, kind."""
-
-    shape: tuple[int, ...]
-    num_classes: int
-    levels: int
-    kind: str
-    class_names: tuple[str, ...] = ()
-    condition: tuple[int, ...] = ()  # shape of the condition picture y; () without one
-    masked: bool = False  # a mask comes with y, 1 where it is hidden
-
-    @property
-    def dim(self) -> int:
-        size = 1
-        for n in self.shape:
-            size *= n
-        return size
 
 
 def source(config: ConfigDict, split: str) -> data.Source:
@@ -73,83 +53,6 @@ def facts(config: ConfigDict, records: data.Source) -> Facts:
                          "task.kind=none")
     y_shape = chosen.condition_shape((shape[0], shape[1], shape[2]))
     return known._replace(condition=tuple(y_shape), masked=config.task.kind == "inpaint")
-
-
-def write_facts(workdir: Any, known: Facts) -> None:
-    """Keep the facts in the run directory, so that a run can be sampled where its data is not."""
-    text = json.dumps(known._asdict(), indent=2) + "\n"
-    evaluation.write_whole(Path(workdir) / "data.json", lambda file: file.write(text.encode()))
-
-
-def facts_of_run(workdir: Any) -> Facts:
-    """The facts that `write_facts` kept."""
-    path = Path(workdir) / "data.json"
-    try:
-        held: dict[str, Any] = json.loads(path.read_text())
-        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in held.items()}
-        return Facts(**fields)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no {path}; mend: train again, which writes it, or copy the whole run") from None
-    except (json.JSONDecodeError, TypeError, KeyError):
-        raise ValueError(f"{path} is not the facts of a data set; mend: train again, which writes it") from None
-
-
-def check_labels(label: Any, known: Facts) -> None:
-    """Refuse labels outside 0..num_classes (the last is "no class"), or any label for a run without classes."""
-    values = np.asarray(label)
-    if known.num_classes == 0:
-        raise ValueError("a label was given but this run has no classes; mend: leave it out")
-    wrong = (values < 0) | (values > known.num_classes) | (values % 1 != 0)
-    if wrong.any():
-        last = known.num_classes - 1
-        raise ValueError(f"label {values[wrong].flat[0]} is not a class of this run; allowed: whole numbers 0 to {last}")
-
-
-def check_condition(cond: Any, known: Facts, num: int) -> None:
-    """Refuse a condition picture or mask of the wrong shape or range, and one that is missing or has no place."""
-    given = {name: value for name, value in (cond or {}).items() if value is not None}
-    allowed = ("label", "image", "mask")
-    for name in given:
-        if name not in allowed:
-            raise ValueError(f"cond has {name!r}; allowed: {', '.join(allowed)}")
-    if known.condition and "image" not in given:
-        raise ValueError(f"this run needs a condition picture; mend: cond['image'], of shape ({num}, "
-                         f"{', '.join(map(str, known.condition))}) in [-1, 1]")
-    if not known.condition and ("image" in given) != ("mask" in given):
-        raise ValueError("this run has no condition picture; allowed: cond['image'] with cond['mask'], for replacement "
-                         "inpainting")
-    shapes = {"image": known.condition or known.shape, "mask": (*known.shape[:2], 1)}
-    for name in shapes.keys() & given.keys():
-        value, shape = given[name], (num, *shapes[name])
-        if jnp.shape(value) != shape:
-            raise ValueError(f"cond[{name!r}] has shape {jnp.shape(value)}; allowed: {shape}")
-        if isinstance(value, jax.core.Tracer):
-            continue
-        values = np.asarray(value, np.float32)
-        low = -1 if name == "image" else 0
-        if not (np.isfinite(values).all() and low - 1e-3 <= values.min() and values.max() <= 1 + 1e-3):
-            raise ValueError(f"cond[{name!r}] goes from {values.min():g} to {values.max():g}; allowed: {low} to 1")
-        if name == "mask" and (values > 0.5).all((1, 2, 3)).any():
-            raise ValueError("cond['mask'] hides everything of a picture; allowed: some known pixels, 0 in the mask")
-
-
-def labels_from_text(text: str, num: int, known: Facts) -> np.ndarray:
-    """`num` labels from "3", "3,5" or class names, in turn, int32."""
-    if known.num_classes == 0:
-        raise ValueError(f"label {text!r} was given but this run has no classes; mend: leave it out")
-    names = {name: i for i, name in enumerate(known.class_names)}
-    allowed = f"0 to {known.num_classes - 1}"
-    words = [name for name in names if not name.isdecimal()]
-    if words:
-        allowed += f", or a name: {', '.join(words[:12])}{', ...' if len(words) > 12 else ''}"
-    found = []
-    for word in text.split(","):
-        word = word.strip()
-        number = names.get(word, int(word) if word.isdecimal() else -1)
-        if not 0 <= number < known.num_classes:
-            raise ValueError(f"label {word!r} is not a class of this run; allowed: {allowed}")
-        found.append(number)
-    return np.resize(np.asarray(found, np.int32), num)
 
 
 def task(config: ConfigDict) -> data.Task | None:

@@ -115,7 +115,8 @@ def _evaluate(workdir: str, run: Any, options: dict[str, Any], progress: bool = 
 
 def sample(args: argparse.Namespace) -> int:
     """Draw samples to a file."""
-    from jaxdiff import build, evaluation, fit, inverse, score
+    from jaxdiff import evaluation, fit, inverse, score
+    from jaxdiff.facts import labels_from_text
 
     if Path(args.out).suffix not in (".png", ".npz"):
         raise ValueError(f"--out is {args.out!r}; allowed: a name that ends in .png or .npz")
@@ -125,7 +126,7 @@ def sample(args: argparse.Namespace) -> int:
         given = inverse.from_pictures(run, args.image) if args.image else inverse.examples(run, args.num, args.task)
     num, draws = (len(given["image"]), args.draws) if given else (args.num, 1)
     if args.label is not None:
-        given["label"] = build.labels_from_text(args.label, num, run.facts)
+        given["label"] = labels_from_text(args.label, num, run.facts)
     elif given and not run.facts.num_classes:
         given.pop("label", None)
     truth = given.pop("x", None)

@@ -105,7 +105,8 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     free = isinstance(part, ConfigDict) and key.startswith("data.options.")
     if not isinstance(part, ConfigDict) or (last not in part and not free) or isinstance(part.get(last), ConfigDict):
         raise ValueError(f"config has no key {key!r}; {_nearest(config, key)}")
-    value = _like(part.get(last), text, key, part.get_type(last) if last in part else None)
+    # a kind is always a word, "none" too; elsewhere None leaves a value to its function
+    value = text if last == "kind" else _like(part.get(last), text, key, part.get_type(last) if last in part else None)
     if value is None and key in tables.needed():
         raise ValueError(f"{key} is None; allowed: a value, such as {part[last]!r}")
     part.unlock()

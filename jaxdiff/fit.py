@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdiff import build, data, evaluation, training
+from jaxdiff.facts import Facts, write_facts
 from jaxdiff.run import Run
 
 # keys that say how a run is watched, not what it is, and the two that mend a run that diverged: they may differ when it
@@ -45,7 +46,7 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
         if jax.process_index() == 0:  # here the loop has checked its own words and written config.json
-            build.write_facts(workdir, known)
+            write_facts(workdir, known)
         chosen = ({name: batch[name] for name in wanted} for batch in pipe.batches(start))
         return chosen if mesh is not None else data.on_device(chosen)
 
@@ -91,7 +92,7 @@ def _check(config: ConfigDict, workdir: Any, saved: dict[str, Any]) -> None:
                          f"({jax.device_count()} devices x accumulate {part.accumulate})")
 
 
-def _validation(config: ConfigDict, net: Any, known: build.Facts) -> Any:
+def _validation(config: ConfigDict, net: Any, known: Facts) -> Any:
     """The loss of the averaged parameters on the validation split, where the source was told to keep one."""
     if not dict(config.data.options).get("validation"):
         if config.train.best_metric:
@@ -114,7 +115,7 @@ def _validation(config: ConfigDict, net: Any, known: build.Facts) -> Any:
     return evaluate
 
 
-def _preview(config: ConfigDict, net: Any, known: build.Facts, state: training.TrainState) -> Any:
+def _preview(config: ConfigDict, net: Any, known: Facts, state: training.TrainState) -> Any:
     """A picture of samples of the averaged parameters, classes in turn, the same noise at every evaluation."""
     num = config.train.preview
     if num == 0 or config.loss.kind == "classification":
@@ -139,7 +140,7 @@ def _preview(config: ConfigDict, net: Any, known: build.Facts, state: training.T
     return preview
 
 
-def picture(samples: np.ndarray, known: build.Facts, beside: dict[str, np.ndarray] | None = None) -> np.ndarray:
+def picture(samples: np.ndarray, known: Facts, beside: dict[str, np.ndarray] | None = None) -> np.ndarray:
     """Samples as a picture: a grid of images (a column a class, where there are up to 20), real | samples as dots, or
     condition | draws | truth where `beside` holds the conditions `image` `[N, ...]`, for K N samples."""
     if beside is not None and "image" in beside:

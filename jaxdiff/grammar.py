@@ -171,7 +171,8 @@ def _draw_flags(one: argparse.ArgumentParser) -> None:
                      "way, see below (default: the config's)")
     one.add_argument("--threshold", type=float, metavar="BOUND", help="clip the predicted image to -BOUND..BOUND at every "
                      "step, 0: do not (default: the config's)")
-    one.add_argument("--y_draws", choices=("redraw", "one_path"), help="how a condition that is diffused too (cdiffe, cmde, "
-                     "vs_cmde) is known: drawn afresh at each network call, or along one path (default: the config's)")
+    one.add_argument("--y_draws", choices=("redraw", "one_path", "one_noise"), help="how a condition that is diffused too "
+                     "(cdiffe, cmde, vs_cmde) is known: drawn afresh at each network call, along one path, or with one "
+                     "noise throughout (default: the config's)")
     one.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the random numbers: the same seed, the same "
                      "samples (default 0)")

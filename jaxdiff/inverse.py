@@ -71,17 +71,19 @@ def operator_of(config: ConfigDict) -> Any:
     return None if chosen is None else chosen.operator
 
 
-def check_metrics(config: ConfigDict, metrics: Sequence[str]) -> tuple[str, ...]:
-    """The metrics asked for, or all that this run can give."""
+def check_metrics(config: ConfigDict, shape: Sequence[int], metrics: Sequence[str]) -> tuple[str, ...]:
+    """The metrics asked for, or all that this run can give for pictures of `shape` (H, W, C)."""
     part = config.evaluate
-    missing = {"lpips": not part.lpips, "consistency": operator_of(config) is None}
-    possible = [name for name in PAIRED_METRICS if not missing.get(name)]
+    missing = {"lpips": (not part.lpips, "mend: --lpips=FILE, weights of its network"),
+               "consistency": (operator_of(config) is None, "nobody knows the operator of pairs"),
+               "ssim": (min(shape[:2]) < 11, "it needs pictures of 11 pixels or more"),
+               "diversity": (part.draws < 2, "mend: --draws=2 or more")}
+    possible = [name for name in PAIRED_METRICS if not missing.get(name, (False,))[0]]
     for name in metrics:
         if name not in PAIRED_METRICS:
             raise ValueError(f"metric is {name!r}; allowed for this run: {', '.join(PAIRED_METRICS)}")
         if name not in possible:
-            mend = "mend: --lpips=FILE, weights of its network" if name == "lpips" else "nobody knows this task's operator"
-            raise ValueError(f"metric {name!r} cannot be had here; {mend}")
+            raise ValueError(f"metric {name!r} cannot be had here; {missing[name][1]}")
     return tuple(metrics) or tuple(possible)
 
 

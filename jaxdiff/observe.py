@@ -1,9 +1,11 @@
 """Observe hooks: what is known while sampling, `(key, x_t, t) -> x_t`, written into the state by `jd.samplers.sample`.
 
 A condition y that is diffused beside x (CDiffE, CMDE; Batzolis et al. 2021) is known at every t: `redraw` draws
-y_t ~ q(y_t | y) afresh at each network call, as the paper does, `one_path` follows one Brownian path. Known pixels of an
-unconditional model's state are replaced by `known_pixels` (Song et al. 2021, appendix I.2). All three give y itself
-where the path is noise-free.
+y_t ~ q(y_t | y) afresh at each network call, as the paper does, `one_path` follows one Brownian path, `one_noise` keeps one
+noise for all t, so that y_t is smooth in t and solvers of second order stay so. What x becomes differs between the three
+(tests/conditional has their limits on Gaussians), less so the smaller y's noise is. Known pixels of an unconditional
+model's state are replaced by `known_pixels` (Song et al. 2021, appendix I.2). All give y itself where the path is
+noise-free.
 """
 
 from __future__ import annotations
@@ -42,6 +44,16 @@ def one_path(path: Any, y: Array, key: Key) -> Any:
     def observe(key: Key, x_t: Tree, t: Any) -> Tree:
         moved = motion.evaluate(jnp.minimum(noise_level(slow, t) ** 2, end))
         return {**x_t, "y": expand(slow.alpha(as_time(t)), y) * (y + moved.astype(y.dtype))}
+
+    return observe
+
+
+def one_noise(path: Any, y: Array, key: Key) -> Any:
+    """As `redraw`, with one draw of the noise for all times: y_t = alpha y + sigma eps."""
+    eps = noise_like(key, y)
+
+    def observe(key: Key, x_t: Tree, t: Any) -> Tree:
+        return {**x_t, "y": perturb(path["y"], y, eps, t)}
 
     return observe
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from jaxdiff import build, configfile, guiding, observe, samplers, sde, tables, training
 from jaxdiff import guidance as guidance_of
 from jaxdiff.denoiser import denoiser as make_denoiser
+from jaxdiff.facts import Facts, check_condition, check_labels, facts_of_run
 from jaxdiff.samplers import Sampler
 from jaxdiff.types import Array, Cond, Denoiser, Guidance, Key, Params, Prediction
 
@@ -30,7 +31,7 @@ class Run(NamedTuple):
     config: ConfigDict
     params: Params
     path: Any
-    facts: build.Facts
+    facts: Facts
     network: Any
     step: int
 
@@ -71,8 +72,8 @@ class Run(NamedTuple):
           grid: `(path, num_steps) -> times`; the sampler's natural grid, or the config's, by default.
           threshold: clip the predicted image to [-threshold, threshold] at every step, after guidance; 0 is off, and the
             config's is the default.
-          y_draws: how a diffused condition (CDiffE, CMDE) is known: "redraw" at each network call, or "one_path"; the
-            config's by default.
+          y_draws: how a diffused condition (CDiffE, CMDE) is known: "redraw" at each network call, "one_path" or
+            "one_noise" (`jd.observe`); the config's by default.
 
         In the returned function `shape_or_num` is static: a count of examples, or the whole shape `[B, ...]`. With cond
         None a class-conditional run draws from all classes at once (the null label). A run with a condition picture
@@ -88,7 +89,7 @@ class Run(NamedTuple):
         bound = self.config.sampler.threshold if threshold is None else threshold
         clip = guidance_of.static_threshold(self.path, bound) if bound else None
         times = (grid or chosen.grid)(self.path, steps)
-        hooks = {"redraw": observe.redraw, "one_path": observe.one_path}
+        hooks = {"redraw": observe.redraw, "one_path": observe.one_path, "one_noise": observe.one_noise}
         follow = tables.pick(hooks, self.config.sampler.observe if y_draws is None else y_draws, "sampler.observe")
         joint = build.joint(self.config)
 
@@ -106,7 +107,7 @@ class Run(NamedTuple):
             k_prior, k_steps = jax.random.split(key)
             like = jax.ShapeDtypeStruct(shape, jnp.zeros(()).dtype)
             if joint:
-                k_path = (jax.random.fold_in(key, 2),) if follow is observe.one_path else ()
+                k_path = () if follow is observe.redraw else (jax.random.fold_in(key, 2),)
                 hook, both = follow(self.path, known["image"], *k_path), {"x": like, "y": known["image"]}
                 x_T = sde.prior(self.path, k_prior, both)
                 return samplers.sample(chosen, denoise, self.path, times, k_steps, x_T, told, hook)["x"]
@@ -118,7 +119,7 @@ class Run(NamedTuple):
 
     def _told(self, cond: Cond, num: int) -> tuple[Cond, dict[str, Any]]:
         """What the network is told, and what the observe hook knows."""
-        build.check_condition(cond, self.facts, num)
+        check_condition(cond, self.facts, num)
         if cond is None:
             return {"label": jnp.full(num, self.facts.num_classes)} if self.facts.num_classes else None, {}
         label = cond.get("label")
@@ -126,7 +127,7 @@ class Run(NamedTuple):
             if jnp.shape(label) != (num,):
                 raise ValueError(f"cond['label'] has shape {jnp.shape(label)}; allowed: ({num},), a label for each example")
             if not isinstance(label, jax.core.Tracer):
-                build.check_labels(label, self.facts)
+                check_labels(label, self.facts)
         unread = () if "mask" in build.batch_keys(self.config, self.facts) else ("mask",)
         observed = ("image",) if build.joint(self.config) else () if self.facts.condition else ("image", "mask")
         known = {name: cond[name] for name in observed if name in cond}
@@ -149,6 +150,6 @@ def load_run(workdir: Any, step: int | None = None, ema: bool = True) -> Run:
     name = "classifier" if config.loss.kind == "classification" else "denoiser"
     params = restored.tree[name]["ema"] if ema else restored.tree[name]
     params = jax.device_put(jax.device_get(params))  # uncommitted: a caller's mesh takes them as it takes fresh arrays
-    known = build.facts_of_run(workdir)
+    known = facts_of_run(workdir)
     path = None if config.path.kind == "none" else build.path(config)
     return Run(config, params, path, known, build.network(config, known), restored.step)

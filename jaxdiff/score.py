@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from jaxdiff import build, data, evaluation, inverse, observe
 from jaxdiff.evaluation import Statistics
+from jaxdiff.facts import Facts, check_condition, check_labels
 from jaxdiff.judge import Judge, judge_of
 from jaxdiff.losses import variational_bound
 from jaxdiff.run import Run
@@ -57,8 +58,8 @@ def draw(
     if "label" not in told and run.facts.num_classes:
         told["label"] = balanced_labels(num, run.facts.num_classes)
     if "label" in told:
-        build.check_labels(told["label"], run.facts)
-    build.check_condition(told, run.facts, num)
+        check_labels(told["label"], run.facts)
+    check_condition(told, run.facts, num)
     size = min(batch_size, num)
     sampler = jax.jit(run.sampler(**how), static_argnums=3)
     found = []
@@ -69,7 +70,7 @@ def draw(
     return Samples(np.concatenate(found)[:num], told)
 
 
-def shown(run: Run, samples: Samples, most: int | None = None) -> tuple[np.ndarray, build.Facts, Any]:
+def shown(run: Run, samples: Samples, most: int | None = None) -> tuple[np.ndarray, Facts, Any]:
     """What `fit.picture` takes: samples, up to `most` of them where they are pictures, and what they are shown beside."""
     if run.facts.kind == "points":
         return samples.x, run.facts, {"x": real_examples(run, "test")["x"]}
@@ -137,12 +138,12 @@ def check_words(config: ConfigDict) -> None:
             raise FileNotFoundError(f"evaluate.{key} is {part[key]!r}, where nothing is; mend: its path, or leave it out")
 
 
-def check_metrics(config: ConfigDict, known: build.Facts, metrics: Sequence[str] = ()) -> tuple[str, ...]:
+def check_metrics(config: ConfigDict, known: Facts, metrics: Sequence[str] = ()) -> tuple[str, ...]:
     """The metrics asked for, or the config's, or all that suit the data; raises as `score` does."""
     check_words(config)
     part = config.evaluate
     if known.condition:
-        return inverse.check_metrics(config, tuple(metrics) or tuple(part.metrics))
+        return inverse.check_metrics(config, known.shape, tuple(metrics) or tuple(part.metrics))
     allowed: tuple[str, ...] = POINT_METRICS if known.kind == "points" else IMAGE_METRICS
     if known.kind == "points" and config.data.source != "gaussians25":
         raise NoScores(f"points of {config.data.source!r} have no known modes to score; allowed: gaussians25")

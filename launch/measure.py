@@ -57,17 +57,24 @@ def rows(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+HEADS = (
+    ["agreement", "frechet", "frechet_floor", "precision", "recall"],
+    ["psnr", "ssim", "feature_distance", "consistency", "diversity", "frechet", "joint_frechet"],
+    ["modes", "high_quality", "kl", "std_ratio", "energy"],
+)
+
+
 def table(found: list[dict]) -> str:
     """The rows as a Markdown table."""
-    images = any("agreement" in row["figures"] for row in found)
-    heads = ["modes", "high_quality", "kl", "std_ratio", "energy"]
-    heads = ["agreement", "frechet", "frechet_floor", "precision", "recall"] if images else heads
+    heads = next((heads for heads in HEADS if any(heads[0] in row["figures"] for row in found)), HEADS[0])
     lines = ["| config | sampler | " + " | ".join(heads) + " | n | training | hardware |", "|---" * (len(heads) + 5) + "|"]
     for row in found:
         values = [row["figures"].get(head, "") for head in heads]
         shown = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in values]
         spent = "-" if row["train_cpu_seconds"] is None else f"{row['train_cpu_seconds']:.0f} CPU s"
-        cells = [f"`{row['config']}`", row["sampler"], *shown, str(row["figures"]["n_fake"]),
+        figures = row["figures"]
+        n = f"{figures['n']} x {figures['k']}" if "k" in figures else str(figures["n_fake"])
+        cells = [f"`{row['config']}`", row["sampler"], *shown, n,
                  f"{row['steps']} steps, {spent}", row["hardware"]]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

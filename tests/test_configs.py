@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from jaxdiff import build, configfile, fit, score, tables
-from jaxdiff.build import Facts
 from jaxdiff.cli import main
+from jaxdiff.facts import Facts
 from jaxdiff.run import load_run
 from jaxdiff.trees import clock
 
@@ -37,7 +37,7 @@ def load(name, words="", **overrides):
 
 def test_every_config_is_here():
     found = {path.stem for path in CONFIGS.glob("*.py")} - {"common"}
-    assert found == {*FULL, "classifier", "noisy_classifier"}
+    assert found == {*FULL, "classifier", "noisy_classifier", "inverse", "cmde"}
     for name in found:  # a config says what it is and how it is run
         assert f"--config=configs/{name}.py" in (CONFIGS / f"{name}.py").read_text()
 

@@ -87,18 +87,18 @@ def image_grid(
     return _captioned(grid, tops, height * scale, row_labels, title)
 
 
-def condition_picture(condition: Any, draws: Any, truth: Any, scale: int | None = None) -> np.ndarray:
+def condition_picture(condition: Any, draws: Any, truth: Any = None, scale: int | None = None) -> np.ndarray:
     """One row for each condition, under words: condition | K draws | truth.
 
     Args:
       condition: `[N, H, W, C']`, float in [-1, 1] or uint8, C' 1 (grey) or 3.
       draws: `[K, N, H, W, C]`.
-      truth: `[N, H, W, C]`.
+      truth: `[N, H, W, C]`; None where nobody knows it.
       scale: whole factor of enlargement by nearest neighbour; left out, the smallest that makes a cell's longer side 64.
 
     Returns: uint8 `[H', W', 1]`, or `[H', W', 3]` if anything is in colour.
     """
-    parts = [to_uint8(condition), to_uint8(draws), to_uint8(truth)]
+    parts = [to_uint8(condition), to_uint8(draws), to_uint8(draws[0] if truth is None else truth)]
     shapes = [part.shape for part in parts]
     y, x, z = (*shapes[0],), (*shapes[1][1:],), (*shapes[2],)
     if len(y) != 4 or x != z or x[:3] != y[:3] or 0 in shapes[1] or {y[-1], z[-1]} - {1, 3}:
@@ -108,7 +108,8 @@ def condition_picture(condition: Any, draws: Any, truth: Any, scale: int | None 
     scale = math.ceil(CELL / max(z[1:3])) if scale is None else scale
     font = ImageFont.load_default(13)
     blocks = []
-    for word, part in zip(("condition", "draws", "truth"), parts, strict=True):
+    words = ("condition", "draws", "truth") if truth is not None else ("condition", "draws")
+    for word, part in zip(words, parts, strict=False):
         tiles = part.swapaxes(0, 1) if part.ndim == 5 else part[:, None]  # [N, columns, H, W, C]
         columns = tiles.shape[1]
         tiles = np.broadcast_to(tiles, (*tiles.shape[:-1], channels)).reshape(-1, *z[1:3], channels)
