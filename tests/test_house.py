@@ -29,8 +29,8 @@ MAY = {
     "observe": {"types", "trees", "sde"},
 }
 # the floors above may import all that is below them, in this order
-TOP = ["tables", "configfile", "facts", "build", "guiding", "run", "fit", "judge", "inverse", "score", "benchmark", "grammar",
-       "cli"]
+TOP = ["tables", "configfile", "facts", "build", "guiding", "run", "fit", "judge", "inverse", "score", "benchmark",
+       "grammar", "cli"]
 HOMES = {
     "flax": {"networks", "evaluation"},
     "optax": {"training"},

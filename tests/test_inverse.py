@@ -97,7 +97,8 @@ def test_one_loss_for_one_variable_or_two():
 def test_sampling_from_the_command_line(runs, tmp_path):
     for name in ("cmde", "cde"):
         out = tmp_path / f"{name}.npz"
-        words = ["sample", f"--workdir={runs / name}", "--num=3", "--draws=2", "--batch_size=6", "--sampler=ddim", "--steps=2"]
+        words = ["sample", f"--workdir={runs / name}", "--num=3", "--draws=2", "--batch_size=6", "--sampler=ddim",
+                 "--steps=2"]
         assert main([*words, f"--out={out}"]) == 0
         held = np.load(out)
         assert held["samples"].shape == (6, 8, 8, 1) and held["x"].shape == (3, 8, 8, 1)
@@ -182,8 +183,8 @@ def test_an_unconditional_run_fills_in_pictures(tmp_path):
     workdir = tmp_path / "run"
     assert main(["train", f"--config={spec}", f"--workdir={workdir}", *SMALL]) == 0
     out = tmp_path / "filled.npz"
-    assert main(["sample", f"--workdir={workdir}", "--task=inpaint", "--num=2", "--draws=1", "--sampler=repaint", "--steps=2",
-                 f"--out={out}"]) == 0
+    assert main(["sample", f"--workdir={workdir}", "--task=inpaint", "--num=2", "--draws=1", "--sampler=repaint",
+                 "--steps=2", f"--out={out}"]) == 0
     held = np.load(out)
     known = held["mask"] < 0.5
     np.testing.assert_allclose(held["samples"][known], held["x"][known], atol=1e-6)  # EDM's last time is noise-free

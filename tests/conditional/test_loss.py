@@ -26,7 +26,7 @@ def test_cdes_minimiser_is_the_score_given_y(path, x64):
         t = float(jd.sde.time_at(path, -2 * np.log(level)))
         net = lambda params, x, c, cond: jnp.concatenate([x, cond["image"], jnp.ones((len(x), 1))], 1) @ params.T
         loss = jd.losses.denoising(net, path, PLAIN, lambda p, key, index, t=t: jnp.full(index.shape, t))
-        value = jax.jit(lambda w: loss({"denoiser": w}, {}, jax.random.key(0), drawn(200_000), 0)[0])
+        value = jax.jit(lambda w, loss=loss: loss({"denoiser": w}, {}, jax.random.key(0), drawn(200_000), 0)[0])
         zero = jnp.zeros((N, D + 1))
         slope = jax.grad(value)(zero).ravel()
         bend = jax.hessian(value)(zero).reshape(slope.size, slope.size)
@@ -42,7 +42,7 @@ def test_cdes_minimiser_is_the_score_given_y(path, x64):
 
 
 def test_the_weighting_matrix_bounds_the_joint_likelihood(x64):
-    """KL of the reverse SDE's model, begun at the right noise, <= half the integral of g_x^2 |error_x|^2 + g_y^2 |error_y|^2.
+    """KL of the reverse SDE's model, begun at true noise, <= half the integral of g_x^2 |error_x|^2 + g_y^2 |error_y|^2.
 
     The oracle's score is tilted by a matrix; the loss with weights diag(g_x^2, g_y^2), above the oracle's, is that integral
     (against quadrature), and the model's own Gaussian, from its moment equations, is under the bound. With x's and y's
@@ -96,6 +96,7 @@ def test_the_weighting_matrix_bounds_the_joint_likelihood(x64):
     done = solve_ivp(lambda t, p: np.asarray(rate(t, p)), (1.0, x_path.t_min), np.asarray(spread(1.0)).ravel(),
                      method="LSODA", rtol=1e-9, atol=1e-12)
     model, data = done.y[:, -1].reshape(D, D), np.asarray(spread(x_path.t_min))
-    divergence = 0.5 * (np.trace(np.linalg.solve(model, data)) - D + np.linalg.slogdet(model)[1] - np.linalg.slogdet(data)[1])
+    logs = np.linalg.slogdet(model)[1] - np.linalg.slogdet(data)[1]
+    divergence = 0.5 * (np.trace(np.linalg.solve(model, data)) - D + logs)
     print("KL of the model", divergence, "bound by quadrature", exact, "by the loss", above, "weights exchanged", swapped)
     assert swapped < divergence < exact

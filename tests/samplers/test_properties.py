@@ -20,6 +20,7 @@ from jaxdiff.samplers import (
     euler_maruyama,
     heun,
     langevin,
+    repaint,
     reverse_diffusion,
     sample,
     unipc,
@@ -38,6 +39,7 @@ ROWS = {  # name: (maker, whether it draws noise, network calls for 6 steps)
     "heun-churn": (partial(heun, churn=5.0), True, 11),
     "dpm_solver": (dpm_solver, False, 6),
     "dpm_solver-sde": (partial(dpm_solver, sde=True), True, 6),
+    "repaint": (lambda: repaint(ancestral(), 2, 2), True, 12),
     "unipc-2": (partial(unipc, 2), False, 6),
     "unipc-3": (partial(unipc, 3), False, 6),
 }
@@ -47,8 +49,13 @@ KEYS = jax.random.split(jax.random.key(7), 4)
 X_T = 80 * jax.random.normal(jax.random.key(8), (4, 3))
 
 
+def grid_of(name):
+    """Karras' grid, and repaint's own way up and down it."""
+    return ROWS[name][0]().grid(PATH, STEPS) if name == "repaint" else jd.sde.grids.karras(PATH, STEPS)
+
+
 def run(name, key, x_T, mean=0.4, **options):
-    grid = jd.sde.grids.karras(PATH, STEPS)
+    grid = grid_of(name)
     return sample(ROWS[name][0](), oracle.gaussian(PATH, mean, STD), PATH, grid, key, x_T, **options)
 
 
@@ -103,7 +110,7 @@ def test_jit_equals_eager_and_counts_its_network_calls(name):
         return exact(key, x, t, cond)
 
     sampler, _, expected = ROWS[name][0](), *ROWS[name][1:]
-    grid = jd.sde.grids.karras(PATH, STEPS)
+    grid = grid_of(name)
     with jax.disable_jit():
         eager = sample(sampler, counted, PATH, grid, KEYS[0], X_T)
     np.testing.assert_allclose(eager, once(name, KEYS[0], X_T), rtol=2e-4, atol=2e-5)
@@ -157,11 +164,11 @@ def test_dtypes(name):
         return jax.tree.map(lambda v: v.astype(jnp.bfloat16), oracle.gaussian(PATH, 0.4, STD)(key, x, t))
 
     def state_dtype(dtype, denoise=oracle.gaussian(PATH, 0.4, STD)):
-        grid = jd.sde.grids.karras(PATH, STEPS)
+        grid = grid_of(name)
         x_T = jax.ShapeDtypeStruct((4, 3), dtype)
         call = lambda x: sample(ROWS[name][0](), denoise, PATH, grid, KEYS[0], x, trajectory=True)
         shapes = jax.eval_shape(call, x_T)
-        assert shapes[0].shape == (4, 3) and shapes[1].shape == (STEPS + 1, 4, 3)
+        assert shapes[0].shape == (4, 3) and shapes[1].shape == (*grid.shape, 4, 3)
         assert shapes[0].dtype == shapes[1].dtype
         return shapes[0].dtype
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import jaxdiff as jd
-from jaxdiff.sde import EDM, VE, VP, Cosine, Discrete, Flow, SubVP, cosine_betas, linear_betas
+from jaxdiff.sde import EDM, VE, VP, Cosine, Discrete, Flow, Slower, SubVP, cosine_betas, linear_betas
 
 PATHS = {
     "VP": VP(), "SubVP": SubVP(), "VE": VE(), "EDM": EDM(), "Flow": Flow(), "Cosine": Cosine(),
     "Cosine0": Cosine(offset=0.0), "linear": Discrete(linear_betas(1000)), "cosine": Discrete(cosine_betas(100)),
-    "ddgan": Discrete((0.478255, 0.849206, 0.956418, 0.987404)),
+    "Slower": Slower(VP(), 2.0), "ddgan": Discrete((0.478255, 0.849206, 0.956418, 0.987404)),
 }
 every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 
