@@ -17,7 +17,8 @@ def test_on_ve_it_is_the_papers(x64):
         least = min(0.01, high / 10) if low is None else low
         y = Slower(path, high, low)
         np.testing.assert_allclose(y.sigma(t), least * (high / least) ** t, rtol=1e-9)
-        np.testing.assert_allclose(jd.sde.diffusion(y, t) ** 2, 2 * np.log(high / least) * np.asarray(y.sigma(t)) ** 2, rtol=1e-7)
+        g2 = 2 * np.log(high / least) * np.asarray(y.sigma(t)) ** 2
+        np.testing.assert_allclose(jd.sde.diffusion(y, t) ** 2, g2, rtol=1e-7)
 
 
 @every_path
