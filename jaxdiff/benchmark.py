@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxdiff import build, data, guidance, sde, training
+from jaxdiff import build, data, guidance, sde, tables, training
 from jaxdiff.facts import Facts
 from jaxdiff.run import Run
 
@@ -45,16 +45,23 @@ def ratio(a: Callable[[], Any], b: Callable[[], Any], seconds: float) -> tuple[f
 
 def _sampler_lines(run: Run, num: int, seconds: float) -> Iterator[str]:
     chosen, steps = build.sampler(run.config), run.config.sampler.num_steps
-    cond = {"label": jnp.arange(num) % run.facts.num_classes} if run.facts.num_classes else None
+    keys = build.batch_keys(run.config, run.facts)
+    cond: Any = {name: jnp.zeros((num, *keys[name])) for name in ("image", "mask") if name in keys}
+    if run.facts.num_classes:
+        cond["label"] = jnp.arange(num) % run.facts.num_classes
     draw = jax.jit(run.sampler(guidance=1.0), static_argnums=3)
     denoise = jax.jit(lambda params, x, t, told: run.denoiser(params)(jax.random.key(0), x, t, told))
-    x = sde.prior(run.path, jax.random.key(0), jax.ShapeDtypeStruct((num, *run.facts.shape), jnp.float32))
+    like: Any = jax.ShapeDtypeStruct((num, *run.facts.shape), jnp.float32)
+    told: Any = dict(cond)
+    if build.joint(run.config):
+        like = {"x": like, "y": told.pop("image")}
+    x, cond, told = sde.prior(run.path, jax.random.key(0), like), cond or None, told or None
     t = jnp.asarray(run.path.t_max, jnp.float32)
     calls = chosen.evaluations(steps)
 
     def many() -> Any:
         for _ in range(calls):
-            out = denoise(run.params, x, t, cond)
+            out = denoise(run.params, x, t, told)
         return out
 
     value, a, b, pairs = ratio(lambda: draw(run.params, jax.random.key(0), cond, num), many, seconds)
@@ -95,6 +102,23 @@ def _guidance_line(run: Run, num: int, seconds: float) -> str:
     value, a, b, pairs = ratio(many(guided, num), many(plain, 2 * num), seconds)
     return (f"guidance   {value:.3f} x  a guided call of {num}: {a / each:.4f} s; a plain one of {2 * num}: "
             f"{b / each:.4f} s ({pairs} pairs of {each} calls)")
+
+
+def _estimator_line(config: ConfigDict, records: Any, known: Facts, seconds: float) -> str:
+    """A training step in which y is diffused beside x, next to CDE's, which puts the clean y into the same network."""
+    calls = []
+    for kind in (config.estimator.kind, "cde"):
+        one = config.copy_and_resolve_references().unlock()
+        one.estimator = tables.section(tables.ESTIMATORS, kind, "estimator")
+        if kind == config.estimator.kind:
+            one.estimator = config.estimator
+        parts = build.train_step(one, build.network(one, known), known)
+        drawn = build.pipeline(one, records).batch(0)
+        batch = {name: jnp.asarray(drawn[name]) for name in build.batch_keys(one, known)}
+        calls.append(lambda step=jax.jit(parts.step), state=parts.state, batch=batch: step(state, batch)[1])
+    value, a, b, pairs = ratio(calls[0], calls[1], seconds)
+    return (f"estimator  {value:.3f} x  a training step of {config.estimator.kind}: {a:.4f} s; of cde: {b:.4f} s "
+            f"({pairs} pairs)")
 
 
 def _training_lines(config: ConfigDict, records: Any, known: Facts, seconds: float) -> Iterator[str]:
@@ -152,6 +176,8 @@ def measure(config: ConfigDict, batch_size: int | None = None, seconds: float = 
     yield (f"{config.name} on {jax.device_count()} x {device.device_kind} ({device.platform}), jax {jax.__version__}, "
            f"{count:,} parameters")
     yield from _training_lines(config, records, known, seconds)
+    if build.joint(config):
+        yield _estimator_line(config, records, known, seconds)
     run = Run(config, params, build.path(config), known, net, 0)
     num = min(config.data.batch_size, 64)
     yield from _sampler_lines(run, num, seconds)
