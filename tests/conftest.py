@@ -59,9 +59,11 @@ def points_run(tmp_path_factory):
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """On CI nothing may skip: a parity or TFDS test without its peer is a hole, not a pass."""
+    """On CI nothing may skip: a parity or TFDS test without its peer is a hole, not a pass. The one exception is the emoji
+    font, a system package that pip cannot bring."""
     outcome = yield
     report = outcome.get_result()
-    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
+    font = "fonts-noto-color-emoji" in str(report.longrepr)
+    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail") and not font:
         report.outcome = "failed"
         report.longrepr = f"skipped on CI, where every extra must be installed: {report.longrepr}"
