@@ -31,6 +31,13 @@ def hardware() -> str:
     return f"CPU, {len(os.sched_getaffinity(0))} cores ({platform.machine()})"
 
 
+def provenance() -> dict:
+    """What a row says of where it was measured: hardware, commit, versions."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    versions = {key: value for key, value in training.versions().items() if key in ("jaxdiff", "jax", "python")}
+    return {"hardware": hardware(), "commit": commit, "versions": versions}
+
+
 def measure(spec: str, overrides: list[tuple[str, str]], root: Path) -> dict:
     """Train and score one config: its row."""
     config = configfile.load(spec, overrides)
@@ -42,12 +49,10 @@ def measure(spec: str, overrides: list[tuple[str, str]], root: Path) -> dict:
         raise SystemExit(128 + outcome.signal)
     seconds = time.process_time() - start if before == 0 else None  # a resumed run has no one number
     figures, _ = score.score(load_run(workdir), workdir)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     return {
         "config": spec, "overrides": dict(overrides), "seed": config.seed, "steps": outcome.step,
         "train_cpu_seconds": seconds,
-        "sampler": f"{config.sampler.kind}, {config.sampler.num_steps} steps", "hardware": hardware(), "commit": commit,
-        "versions": {key: value for key, value in training.versions().items() if key in ("jaxdiff", "jax", "python")},
+        "sampler": f"{config.sampler.kind}, {config.sampler.num_steps} steps", **provenance(),
         "figures": {key: value for key, value in figures.items() if not isinstance(value, dict)},
     }
 

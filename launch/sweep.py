@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import hardware, rows
+from measure import provenance, rows
 from scipy.stats import spearmanr
 
-from jaxdiff import evaluation, grammar, score, training
+from jaxdiff import evaluation, grammar, score
 from jaxdiff.cli import WRONG_WORDS
 from jaxdiff.run import Run, load_run
 
@@ -70,11 +69,9 @@ def evaluated(run: Run, workdir: Path, asked: dict[str, Any]) -> dict[str, Any]:
         for name, x, label in (("", samples.x, samples.cond["label"]), ("_real", held["x"], held["label"])):
             figures |= {f"class_diversity{name}": class_diversity(x, label), f"class_diversity{name}_n": len(x)}
     part = run.config.sampler
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     return {
         **asked, "sampler": f"{words.get('sampler', part.kind)}, {words.get('num_steps', part.num_steps)} steps",
-        "hardware": hardware(), "commit": commit,
-        "versions": {key: value for key, value in training.versions().items() if key in ("jaxdiff", "jax", "python")},
+        **provenance(),
         "figures": {key: value for key, value in figures.items() if not isinstance(value, dict)},
     }
 
