@@ -205,7 +205,8 @@ def test_likelihood(call, points_run, digits_run):
 def test_data(call, tmp_path):
     code, out, err = call("data", "list")
     assert (code, err) == (0, "")
-    assert [line.split()[0] for line in out.splitlines()][:3] == ["digits", "mnist5k", "gaussians25"] and "tfds:NAME" in out
+    names = [line.split()[0] for line in out.splitlines()]
+    assert names[:4] == ["digits", "mnist5k", "emoji", "gaussians25"] and "tfds:NAME" in out
     for name, words in (("digits", "shape (8, 8, 1), 10 classes"), ("gaussians25", "shape (2,), 25 classes")):
         code, out, err = call("data", "show", name, f"--out={tmp_path}/{name}.png", "--num=9", "--split=test")
         assert (code, err) == (0, "") and "9 of" in out and "(test)" in out and words in out

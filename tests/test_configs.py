@@ -178,7 +178,7 @@ def test_digits_train(tmp_path, grey_judge):
     assert {"agreement", "frechet", "frechet_floor", "kid", "precision", "recall", "inception_score"} <= set(found)
     assert (found["classifier_n"], found["agreement_n"], found["n_fake"]) == (359, 20, 20)
     assert (found["n_real"], found["frechet_floor_n"]) == (1438, 359)
-    assert np.bincount(samples.label).tolist() == [2] * 10
+    assert np.bincount(samples.cond["label"]).tolist() == [2] * 10
     assert not (tmp_path / "classifier").exists()
 
 
@@ -201,7 +201,7 @@ def test_unconditional_pictures_train(cifar10):
     """No agreement without classes, but the data's labels still train the judge."""
     workdir, run, found, samples = cifar10
     assert run.facts._replace(class_names=()) == SMOKE["cifar10"]
-    assert samples.label is None and "agreement" not in found
+    assert "label" not in samples.cond and "agreement" not in found
     assert found["features"].startswith("classifier ") and (workdir / "classifier" / "config.json").exists()
 
 
