@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from jaxdiff import build, data, guidance, sde, tables, training
 from jaxdiff.facts import Facts
 from jaxdiff.run import Run
+from jaxdiff.trees import clock
 
 
 def _seconds(fn: Callable[[], Any]) -> float:
@@ -56,7 +57,7 @@ def _sampler_lines(run: Run, num: int, seconds: float) -> Iterator[str]:
     if build.joint(run.config):
         like = {"x": like, "y": told.pop("image")}
     x, cond, told = sde.prior(run.path, jax.random.key(0), like), cond or None, told or None
-    t = jnp.asarray(run.path.t_max, jnp.float32)
+    t = jnp.asarray(clock(run.path).t_max, jnp.float32)
     calls = chosen.evaluations(steps)
 
     def many() -> Any:

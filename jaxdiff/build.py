@@ -52,7 +52,7 @@ def facts(config: ConfigDict, records: data.Source) -> Facts:
         raise ValueError(f"task.kind is {config.task.kind!r}, which is of pictures, and {records.name} holds points; mend: "
                          "task.kind=none")
     y_shape = chosen.condition_shape((shape[0], shape[1], shape[2]))
-    return known._replace(condition=tuple(y_shape), masked=config.task.kind == "inpaint")
+    return known._replace(condition=tuple(y_shape), masked=chosen.masked)
 
 
 def task(config: ConfigDict) -> data.Task | None:
@@ -62,7 +62,7 @@ def task(config: ConfigDict) -> data.Task | None:
 
 def joint(config: ConfigDict) -> bool:
     """Whether the condition is diffused beside x."""
-    return config.estimator.kind in ("cdiffe", "cmde", "vs_cmde")
+    return tables.pick(tables.ESTIMATORS, config.estimator.kind, "estimator.kind") is not tables.ESTIMATORS["cde"]
 
 
 def batch_keys(config: ConfigDict, known: Facts) -> dict[str, tuple[int, ...]]:

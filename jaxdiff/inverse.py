@@ -35,7 +35,8 @@ def examples(run: Run, num: int, task: str | None = None) -> dict[str, np.ndarra
     if config.task.kind == "none":
         raise ValueError(f"the run {run.config.name!r} has no condition picture; allowed: --task=inpaint, which fills in "
                          "pictures with an unconditional run")
-    if not run.facts.condition and config.task.kind != "inpaint":
+    chosen = build.task(config)
+    if not run.facts.condition and not (chosen and chosen.masked):
         raise ValueError(f"task is {task!r} for a run without a condition picture; allowed: inpaint, by replacing the known "
                          "pixels")
     if task is not None and run.facts.condition and tuple(run.config.task.items()) != tuple(config.task.items()):
@@ -74,7 +75,10 @@ def operator_of(config: ConfigDict) -> Any:
 def check_metrics(config: ConfigDict, shape: Sequence[int], metrics: Sequence[str]) -> tuple[str, ...]:
     """The metrics asked for, or all that this run can give for pictures of `shape` (H, W, C)."""
     part = config.evaluate
-    missing = {"lpips": (not part.lpips, "mend: --lpips=FILE, weights of its network"),
+    features = part.inception or part.classifier or build.source(config, "train").num_classes
+    blind = (not features, "pictures without classes need Inception's features; mend: --inception=FILE, its weights")
+    missing = {"feature_distance": blind, "frechet": blind, "joint_frechet": blind,
+               "lpips": (not part.lpips, "mend: --lpips=FILE, weights of its network"),
                "consistency": (operator_of(config) is None, "nobody knows the operator of pairs"),
                "ssim": (min(shape[:2]) < 11, "it needs pictures of 11 pixels or more"),
                "diversity": (part.draws < 2, "mend: --draws=2 or more")}
@@ -98,11 +102,8 @@ def report(
     if judged and part.inception:
         name, features = "inception pool3", evaluation.inception_features(part.inception)
     elif judged:
-        if build.source(run.config, "train").num_classes == 0:
-            metrics = tuple(one for one in metrics if one not in judged)  # nothing here knows features of such pictures
-        else:
-            judge = judge_of(run, workdir, progress)
-            name, features = judge.name, judge.features
+        judge = judge_of(run, workdir, progress)
+        name, features = judge.name, judge.features
     lpips = evaluation.lpips_distance(part.lpips, part.lpips_net) if "lpips" in metrics else None
     found = evaluation.paired_report(
         given["x"], np.clip(draws, -1, 1), given["image"], operator=operator_of(run.config), mask=given.get("mask"),

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import jaxdiff as jd
-from jaxdiff import build, configfile, inverse, score
+from jaxdiff import benchmark, build, configfile, inverse, score
 from jaxdiff.cli import main
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -200,3 +200,23 @@ def test_draws_are_scored_with_their_own_condition(runs):
     found = inverse.report(run, None, given, truth, ("psnr", "consistency", "diversity"), False)
     assert found["psnr"] == found["consistency"] == 100.0 and found["diversity"] == 0.0
     assert score.check_metrics(run.config, run.facts)[0] == "psnr"
+
+
+def test_bench_measures_a_run_of_two_variables(runs):
+    """Its sampler beside the denoiser's calls, and its training step beside CDE's."""
+    run = jd.load_run(runs / "cmde")
+    assert "evaluations, 2 samples" in next(benchmark._sampler_lines(run, 2, 0.0))
+    line = benchmark._estimator_line(run.config, build.source(run.config, "train"), run.facts, 0.0)
+    assert "a training step of cmde" in line and "of cde" in line
+
+
+def test_metrics_of_features_need_features():
+    """Pictures without classes: by default left out, asked for by name refused."""
+    config = load("cde", "sr").copy_and_resolve_references().unlock()
+    config.data.source = "arrays"
+    with config.ignore_type():
+        config.data.options = {"x": np.zeros((20, 16, 16, 1), np.uint8)}
+    found = inverse.check_metrics(config, (16, 16, 1), ())
+    assert found == ("psnr", "ssim", "consistency", "diversity")
+    with pytest.raises(ValueError, match="--inception=FILE"):
+        inverse.check_metrics(config, (16, 16, 1), ("frechet",))

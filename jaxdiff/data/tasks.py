@@ -31,7 +31,7 @@ class Task(NamedTuple):
     `condition_shape((H, W, C))` is y's shape, and raises ValueError where the task does not fit pictures of that shape.
     `make(x [n, H, W, C], bits uint16 [n, >= 4])` is `{"image": y}`, for inpainting `{"image": y, "mask": m}`, with
     all randomness from `bits`; None where y comes with the record (`needs_given`). `operator(x, mask)` is y for that
-    mask (None where the task has none): what a draw is put through to see whether it fits y; None for pairs.
+    mask (None unless the task is `masked`): what a draw is put through to see whether it fits y; None for pairs.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Task(NamedTuple):
     make: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]] | None
     operator: Callable[..., np.ndarray] | None
     needs_given: bool = False
+    masked: bool = False
 
 
 @cache
@@ -113,7 +114,7 @@ def inpainting(share: float = 0.25, place: str = "random") -> Task:
         mask = np.broadcast_to(hidden, (len(x), height, width))[..., None].astype(np.float32)
         return {"image": operator(x, mask), "mask": mask}
 
-    return Task("inpainting", condition_shape, make, operator)
+    return Task("inpainting", condition_shape, make, operator, masked=True)
 
 
 @cache

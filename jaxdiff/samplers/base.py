@@ -94,7 +94,7 @@ def sample(
       sampler: from this package, or your own `Sampler`.
       denoise: `(key, x_t, t, cond) -> Prediction`.
       path: the forward process, or a dict of them.
-      grid: `[N + 1]` descending times, at least two.
+      grid: `[N + 1]` descending times, at least two; `repaint`'s goes up in between.
       key: a PRNG key; the same key gives the same samples.
       x_T: the start, `[B, ...]` or a dict, from `jd.sde.prior`; half precisions are raised to float32.
       cond: passed to the denoiser.
