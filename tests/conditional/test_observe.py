@@ -7,6 +7,7 @@ import pytest
 
 import jaxdiff as jd
 from jaxdiff.samplers import ancestral, chain, ddim, heun, langevin, repaint, reverse_diffusion, sample
+from tests import oracle
 from tests.conditional.gaussian import KEY, Pair, error, moments
 
 VE = jd.sde.VE(0.01, 50.0)
@@ -70,6 +71,15 @@ def test_replacement_is_biased_and_resampling_lessens_it(x64, monkeypatch):
     errors = [abs(mean - truth[0][0]) for mean, _ in found.values()]
     print("replacement, hidden pixel's mean and variance by repeats:", found, "truth", truth)
     assert errors[0] > 2 * errors[1] > 3 * errors[2]
+
+
+@pytest.mark.parametrize("path", [VE, jd.sde.VP()], ids=repr)
+def test_walking_a_stretch_again_keeps_the_marginal(path, x64, monkeypatch):
+    """With nothing known, every jump back adds the noise that the steps down took away: the data's moments come out."""
+    sampler = repaint(ancestral(), 10, 4)
+    exact = oracle.gaussian(path, 0.4, 0.5)
+    mean, cov = moments(sampler, exact, path, sampler.grid(path, 1600), jnp.zeros(1), None, monkeypatch)
+    np.testing.assert_allclose((mean[0], np.sqrt(cov[0, 0])), (0.4, 0.5), rtol=0.015)
 
 
 def test_repaint_with_one_walk_is_its_predictor(x64):
