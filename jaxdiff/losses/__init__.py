@@ -1,8 +1,11 @@
 """Training losses, each a `LossFn`: `(params, state, key, batch, step) -> (scalar, Aux)`."""
 
 from jaxdiff.losses import weightings
+from jaxdiff.losses.adversarial import Adversarial, ddgan, siddm
 from jaxdiff.losses.classification import classification
 from jaxdiff.losses.denoising import denoising, jointly
 from jaxdiff.losses.variational import hybrid, variational_bound
 
-__all__ = ["classification", "denoising", "hybrid", "jointly", "variational_bound", "weightings"]
+__all__ = [
+    "Adversarial", "classification", "ddgan", "denoising", "hybrid", "jointly", "siddm", "variational_bound", "weightings",
+]

@@ -93,3 +93,15 @@ def cosine_betas(num_steps: int = 1000, offset: float = 0.008, max_beta: float =
     t = np.arange(num_steps + 1, dtype=np.float64) / num_steps
     bar = np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2
     return tuple(float(b) for b in np.minimum(1 - bar[1:] / bar[:-1], max_beta))
+
+
+def vp_betas(num_steps: int = 4, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> tuple[float, ...]:
+    """A VP process cut into a few large steps (DDGAN; Xiao et al. 2022): its alpha-bar at t_i = t_min + (i/T)(1 - t_min).
+
+    beta_i = 1 - alpha-bar(t_i) / alpha-bar(t_{i-1}), i = 1..T; the chain itself starts from clean data.
+    """
+    if num_steps < 1:
+        raise ValueError(f"vp_betas got num_steps={num_steps}; allowed: 1 or more (DDGAN: 2 to 8)")
+    t = t_min + np.arange(num_steps + 1) / num_steps * (1 - t_min)
+    bar = np.exp(-(beta_min * t + 0.5 * (beta_max - beta_min) * t**2))
+    return tuple(float(b) for b in 1 - bar[1:] / bar[:-1])
