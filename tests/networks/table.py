@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.networks import MLP, Classifier, UNet
+from jaxdiff.networks import MLP, Classifier, Discriminator, PointDiscriminator, UNet
 
 BATCH = 4
 TINY = {"channels": 8, "channel_mult": (1, 2), "num_blocks": 1, "attention_resolutions": (4,), "head_channels": 8}
@@ -14,13 +14,20 @@ ONE_LEVEL = TINY | {"channel_mult": (1,), "attention_resolutions": (8,)}  # half
 
 
 class Row(NamedTuple):
-    """A network with valid inputs, the output shape it owes, and another valid value for every cond key it reads."""
+    """A network with valid inputs, the shape of its `joined` output, and another valid value for each key of its cond."""
 
     net: Any
     x: Any
     cond: dict
     other: dict
     out: tuple
+
+
+def joined(y):
+    """An output as one array: a dict of arrays becomes [B, everything]."""
+    if not isinstance(y, dict):
+        return y
+    return jnp.concatenate([v.reshape(len(v), -1) for v in y.values()], axis=-1)
 
 
 def normal(seed, *shape):
@@ -109,4 +116,31 @@ def rows() -> dict[str, Row]:
             (BATCH, 2),
         ),
         "classifier": Row(Classifier(5, **ONE_LEVEL, dropout=0.5), images(), {}, {}, (BATCH, 5)),
+        "discriminator": Row(
+            Discriminator(
+                out_channels=3,
+                channels=8,
+                channel_mult=(1, 2),
+                patch_size=2,
+                minibatch_std=0,  # the one thing in which an example sees others
+                denoise=True,
+                regress=True,
+                num_classes=5,
+                image=True,
+                mask=True,
+            ),
+            images(6),
+            {"label": LABELS, "image": spatial["image"], "mask": spatial["mask"]},
+            {"label": LABELS - 1, "image": -spatial["image"], "mask": 1 - spatial["mask"]},
+            (BATCH, 1 + 2 * 8 * 8 * 3),
+        ),
+        "point_discriminator": Row(
+            PointDiscriminator(
+                width=16, depth=1, fourier_features=8, denoise=True, regress=True, num_classes=5, image=True
+            ),
+            normal(0, BATCH, 4),
+            {"label": LABELS, "image": normal(8, BATCH, 1)},
+            {"label": LABELS - 1, "image": normal(10, BATCH, 1)},
+            (BATCH, 1 + 2 * 2),
+        ),
     }
