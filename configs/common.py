@@ -61,7 +61,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
     """Shrink a run to seconds: a few tiny steps that touch everything, for tests and first looks."""
     with config.ignore_type():
         config.data.batch_size = 8
-        config.sampler.num_steps = 3
+        few = config.discriminator.kind != "none"
+        config.sampler.num_steps = config.path.num_steps if few else 3
         config.train.update({"steps": 4, "log_every": 2, "eval_every": 4, "checkpoint_every": 4, "preview": 20,
                              "accumulate": 1, "steps_per_dispatch": 1})
         config.optimizer.update({"warmup_steps": 1})
@@ -71,4 +72,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
                                    "attention_resolutions": (4,), "head_channels": 8, "dtype": "float32"})
         else:
             config.network.update({"width": 16, "depth": 2})
+        if few:
+            tiny = {"conv": {"channels": 8, "channel_mult": (1, 2)}, "mlp": {"width": 16, "depth": 1}, "none": {}}
+            config.discriminator.update(tiny[config.discriminator.kind])
+            config.loss.warmup = 1 if config.loss.kind == "siddm" else None
     return config

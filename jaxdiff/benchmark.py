@@ -70,6 +70,9 @@ def _sampler_lines(run: Run, num: int, seconds: float) -> Iterator[str]:
     yield (f"sampler    {value:.3f} x  {name}, {steps} steps, {calls} evaluations, {num} samples: {a:.3f} s; "
            f"{calls} denoiser calls: {b:.3f} s ({pairs} pairs)")
 
+    if build.adversarial(run.config):
+        return  # it has one number of steps
+
     def compile_seconds(n: int) -> float:
         jax.clear_caches()
         fresh = jax.jit(run.sampler(num_steps=n, guidance=1.0), static_argnums=3)

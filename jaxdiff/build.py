@@ -16,11 +16,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdiff import conditioning, data, losses, tables, training
-from jaxdiff.denoiser import stacked
+from jaxdiff.denoiser import stacked, with_latent
 from jaxdiff.facts import Facts
 from jaxdiff.samplers import Sampler
 from jaxdiff.sde import Discrete, Parameterization, parameterizations
-from jaxdiff.types import Array, Key, Params
+from jaxdiff.types import Array, Key, LossFn, Params
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16, "float64": jnp.float64}
 
@@ -148,16 +148,53 @@ def network(config: ConfigDict, known: Facts) -> Any:
     return tables.make(tables.NETWORKS, part, "network", "network", **extra)
 
 
-def apply(config: ConfigDict, net: Any, known: Facts, train: bool = False) -> Callable[..., Any]:
-    """`(params, x, c_noise, cond) -> raw`: the network as samplers and evaluations call it.
+def trains(config: ConfigDict) -> str:
+    """The name under which a run keeps the network that is sampled: "denoiser" or "generator"; or "classifier"."""
+    return tables.TRAINS.get(config.loss.kind, "denoiser")
 
-    With `train` a fifth argument, the key, from which dropout is drawn. Where y is diffused beside x, x and raw are dicts.
+
+def adversarial(config: ConfigDict) -> bool:
+    """Whether a generator is trained against a discriminator."""
+    return config.loss.kind in tables.ADVERSARIAL
+
+
+def discriminator(config: ConfigDict, known: Facts) -> Any:
+    """The discriminator as a flax module, its heads those that the loss reads; None where none is asked for."""
+    tables.pick(tables.DISCRIMINATORS, config.discriminator.kind, "discriminator.kind")
+    if not adversarial(config) or config.discriminator.kind == "none":
+        if adversarial(config) or config.discriminator.kind != "none":
+            kinds = ", ".join(word for word in tables.DISCRIMINATORS if word != "none")
+            raise ValueError(f"loss.kind is {config.loss.kind!r} and discriminator.kind {config.discriminator.kind!r}; "
+                             f"allowed: {' or '.join(tables.ADVERSARIAL)} with one of {kinds}, other losses with none")
+        return None
+    if (config.discriminator.kind == "mlp") != (known.kind == "points"):
+        raise ValueError(f"discriminator.kind is {config.discriminator.kind!r} and the data {known.kind!r}; allowed: mlp "
+                         "for points, conv for images")
+    part = dict(config.discriminator)
+    for key in ("dtype", "param_dtype"):
+        if part[key] is not None:
+            part[key] = tables.pick(DTYPES, part[key], f"discriminator.{key}")
+    value = lambda key: tables.setting(tables.LOSSES, config.loss, key)
+    extra = {"num_classes": known.num_classes, "out_channels": known.shape[-1], "denoise": bool(value("denoise")),
+             "regress": bool(value("entropy") and value("weight")) and value("form") != "none"}
+    if config.discriminator.kind == "conv":
+        extra |= {"image": bool(known.condition), "mask": "mask" in batch_keys(config, known)}
+    return tables.make(tables.DISCRIMINATORS, part, "discriminator", "discriminator", **extra)
+
+
+def apply(config: ConfigDict, net: Any, known: Facts, train: bool = False) -> Callable[..., Any]:
+    """`(params, x, c_noise, cond, key) -> raw`: the network as samplers and evaluations call it.
+
+    From the key a generator draws its latent and, with `train`, dropout is drawn. Where y is diffused beside x, x and raw
+    are dicts.
     """
 
     def call(params: Params, x: Array, t: Array, cond: Any, *key: Key) -> Array:
         how: dict[str, Any] = {"train": True, "rngs": {"dropout": key[0]}} if train else {}
         return net.apply({"params": params}, x, t, cond, **how)
 
+    if config.network.latent_dim and not train:
+        return with_latent(call, config.network.latent_dim)
     return stacked(call, {"x": known.shape[-1], "y": known.condition[-1]}) if joint(config) else call
 
 
@@ -171,22 +208,37 @@ def init_params(config: ConfigDict, net: Any, known: Facts, key: Key) -> Params:
             if name not in ("x", "index")}
     if config.network.kind == "classifier":
         cond = {}
+    if config.network.latent_dim:
+        cond["z"] = jnp.zeros((2, config.network.latent_dim))
     return jax.jit(lambda k: net.init(k, x, jnp.ones(2), cond or None)["params"])(key)
 
 
-def loss(config: ConfigDict, net: Any, known: Facts) -> tuple[str, Any]:
-    """`(network name, LossFn)`."""
-    extra: dict[str, Any] = {"apply_fn": apply(config, net, known, train=True), "stochastic": True}
+def init_discriminator(config: ConfigDict, net: Any, known: Facts, key: Key) -> Params:
+    """Fresh parameters of the discriminator; DDGAN's sees two pictures side by side."""
+    keys = batch_keys(config, known)
+    x = jnp.zeros((2, *known.shape))
+    x = jnp.concatenate([x, x], axis=-1) if config.loss.kind == "ddgan" else x
+    cond = {name: jnp.zeros((2, *shape), jnp.int32 if name == "label" else jnp.float32) for name, shape in keys.items()
+            if name not in ("x", "index")}
+    return jax.jit(lambda k: net.init(k, x, jnp.ones(2), cond or None)["params"])(key)
+
+
+def loss(config: ConfigDict, net: Any, known: Facts) -> dict[str, LossFn]:
+    """A loss for each network that is trained, by its name, in the order of the updates."""
+    judge = discriminator(config, known)
+    extra: dict[str, Any] = {"apply_fn": apply(config, net, known, train=True)}
     if config.loss.kind == "classification":
         clean = config.path.kind == "none"
         extra |= {"apply_fn": lambda p, x, t, cond, key: net.apply(
             {"params": p}, x, t, train=True, rngs={"dropout": key})}
         extra |= {"path": None if clean else path(config), "draw_times": None if clean else draw_times(config)}
-        return "classifier", tables.make(tables.LOSSES, config.loss, "loss", "loss", **extra)
-    extra |= {"path": process(config).training, "parameterization": parameterization(config),
-              "draw_times": draw_times(config)}
+        return {"classifier": tables.make(tables.LOSSES, config.loss, "loss", "loss", stochastic=True, **extra)}
+    extra |= {"path": process(config).training, "parameterization": parameterization(config)}
     if known.num_classes and config.condition.drop > 0:
         extra["draw_cond"] = conditioning.drop(config.condition.drop, known.num_classes)
+    if judge is not None:
+        return _adversarial(config, judge, extra)
+    extra |= {"draw_times": draw_times(config), "stochastic": True}
     if config.loss.kind == "hybrid":
         if not isinstance(extra["path"], Discrete) or not config.parameterization.learned_variance:
             raise ValueError("loss.kind 'hybrid' learns the variance of a Discrete chain; mend: path.kind=discrete and "
@@ -195,7 +247,21 @@ def loss(config: ConfigDict, net: Any, known: Facts) -> tuple[str, Any]:
     else:
         extra["weighting"] = tables.make(tables.WEIGHTINGS, config.weighting, "weighting")
     made = tables.make(tables.LOSSES, config.loss, "loss", "loss", **extra)
-    return "denoiser", losses.jointly(made) if joint(config) else made
+    return {"denoiser": losses.jointly(made) if joint(config) else made}
+
+
+def _adversarial(config: ConfigDict, judge: Any, extra: dict[str, Any]) -> dict[str, LossFn]:
+    """The discriminator's loss, then the generator's."""
+    if joint(config) or config.parameterization.learned_variance:
+        raise ValueError(f"loss.kind {config.loss.kind!r} draws x alone and has no variance to learn; mend: "
+                         "estimator.kind=cde and parameterization.learned_variance=False")
+    if config.loss.kind == "siddm":
+        extra["total_steps"] = config.train.steps
+    made = tables.make(
+        tables.LOSSES, config.loss, "loss", "loss", latent_dim=config.network.latent_dim or 0,
+        discriminate=lambda params, x, t, cond: judge.apply({"params": params}, x, t, cond), **extra,
+    )
+    return {"discriminator": made.discriminator, "generator": made.generator}
 
 
 def draw_times(config: ConfigDict) -> Any:
@@ -212,16 +278,23 @@ class Training(NamedTuple):
 
 
 def train_step(config: ConfigDict, net: Any, known: Facts) -> Training:
-    """The train step and its first state."""
-    name, loss_fn = loss(config, net, known)
-    optimizer = tables.call(training.optimizer, config.optimizer, "optimizer", total_steps=config.train.steps)
-    updates = [training.Update(name, loss_fn, optimizer.transform)]
+    """The train step and its first state: an update for each loss, averages of the network that is sampled."""
+    found, name = loss(config, net, known), trains(config)
+    rates = {"discriminator": "discriminator_optimizer"}
+    optimizers = {key: tables.call(training.optimizer, config[rates.get(key, "optimizer")], rates.get(key, "optimizer"),
+                                   total_steps=config.train.steps) for key in found}
+    every = {"generator": config.train.generator_every}
+    updates = [training.Update(key, fn, optimizers[key].transform, every.get(key, 1)) for key, fn in found.items()]
     ema = tables.call(training.Ema, config.ema, "ema", examples_per_step=config.data.batch_size)
     k_params, k_run = jax.random.split(jax.random.key(config.seed))
     params = {name: init_params(config, net, known, k_params)}
+    if "discriminator" in found:
+        k_judge = jax.random.fold_in(k_params, 1)
+        params["discriminator"] = init_discriminator(config, discriminator(config, known), known, k_judge)
     averages = {name: {"ema": ema}}
     step = training.make_train_step(updates, averages, accumulate=config.train.accumulate)
-    return Training(step, training.init_state(params, updates, averages, k_run), {name: optimizer.schedule})
+    schedules = {key: optimizer.schedule for key, optimizer in optimizers.items()}
+    return Training(step, training.init_state(params, updates, averages, k_run), schedules)
 
 
 def sampler(config: ConfigDict) -> Sampler:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.sde.parameterizations import Parameterization
-from jaxdiff.types import Cond, Denoiser, Key, Params, Prediction, Tree
+from jaxdiff.types import Array, Cond, Denoiser, Key, Params, Prediction, Tree
 
 
 def stacked(apply_fn: Callable[..., Tree], channels: Mapping[str, int]) -> Callable[..., Tree]:
@@ -29,6 +29,21 @@ def stacked(apply_fn: Callable[..., Tree], channels: Mapping[str, int]) -> Calla
         together = jnp.concatenate([net_x[name] for name in channels], axis=-1)
         raw = apply_fn(params, together, *rest)
         return dict(zip(channels, jnp.split(raw, ends[:-1], axis=-1), strict=True))
+
+    return apply
+
+
+def with_latent(apply_fn: Callable[..., Array], size: int) -> Callable[..., Array]:
+    """A generator that draws its own latent z ~ N(0, I), `[B, size]`, at each call, unless `cond["z"]` gives it.
+
+    `apply_fn(params, net_x, c_noise, cond) -> raw` becomes the same with the key as fifth argument.
+    """
+
+    def apply(params: Params, net_x: Array, c_noise: Array, cond: Cond, key: Key) -> Array:
+        told = dict(cond or {})
+        if "z" not in told:
+            told["z"] = jax.random.normal(key, (len(net_x), size))
+        return apply_fn(params, net_x, c_noise, told)
 
     return apply
 

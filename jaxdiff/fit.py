@@ -20,7 +20,7 @@ from jaxdiff.run import Run
 MAY_CHANGE = (
     "name", "sampler", "grid", "evaluate", "train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every",
     "train.keep", "train.preview", "train.steps_per_dispatch", "data.num_threads", "data.options.data_dir",
-    "optimizer.learning_rate", "optimizer.clip",
+    "optimizer.learning_rate", "optimizer.clip", "discriminator_optimizer.learning_rate", "discriminator_optimizer.clip",
 )
 
 
@@ -99,16 +99,17 @@ def _validation(config: ConfigDict, net: Any, known: Facts) -> Any:
             raise ValueError(f"train.best_metric is {config.train.best_metric!r} but there is no validation split; mend: "
                              "--config.data.options.validation=0.1")
         return None
-    name, loss = build.loss(config, net, known)
+    name = build.trains(config)
+    loss = build.loss(config, net, known)[name]
     pipe = build.pipeline(config, build.source(config, "validation"))
-    run = jax.jit(lambda params, batch, key: loss({name: params}, {}, key, batch, 0)[1].metrics)
+    run = jax.jit(lambda params, batch, key: loss(params, {}, key, batch, 0)[1].metrics)
     wanted = build.batch_keys(config, known)
 
     def evaluate(state: training.TrainState, step: int) -> dict[str, float]:
-        rows = []
+        rows, params = [], {**state.params, name: state.ema[name]["ema"]}
         for i, batch in enumerate(pipe.epoch()):
             batch = {key: batch[key] for key in wanted}
-            rows.append((len(batch["x"]), run(state.ema[name]["ema"], batch, jax.random.fold_in(jax.random.key(0), i))))
+            rows.append((len(batch["x"]), run(params, batch, jax.random.fold_in(jax.random.key(0), i))))
         total = sum(n for n, _ in rows)
         return {key: float(sum(n * row[key] for n, row in rows) / total) for key in rows[0][1]}
 
@@ -131,10 +132,11 @@ def _preview(config: ConfigDict, net: Any, known: Facts, state: training.TrainSt
                 if name in build.batch_keys(config, known)}
     elif known.kind != "image":
         beside = {"x": np.asarray(data.preview(build.source(config, "test"), 5000)["x"])}
-    draw.eval_shape(state.ema["denoiser"]["ema"], state.key, cond, num)  # as above
+    name = build.trains(config)
+    draw.eval_shape(state.ema[name]["ema"], state.key, cond, num)  # as above
 
     def preview(state: training.TrainState, step: int) -> list[tuple[str, np.ndarray]]:
-        samples = draw(state.ema["denoiser"]["ema"], jax.random.key(config.seed), cond, num)
+        samples = draw(state.ema[name]["ema"], jax.random.key(config.seed), cond, num)
         return [("samples", picture(np.asarray(samples), known, beside))]
 
     return preview

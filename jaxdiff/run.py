@@ -45,7 +45,7 @@ class Run(NamedTuple):
         self._must_denoise()
         told = cond
         inner = make_denoiser(build.apply(self.config, self.network, self.facts), params, self.path,
-                              build.parameterization(self.config))
+                              build.parameterization(self.config), stochastic=True)
 
         def denoise(key: Key, x_t: Any, t: Any, cond: Cond = None) -> Prediction:
             return inner(key, x_t, t, told if cond is None else cond)
@@ -79,6 +79,8 @@ class Run(NamedTuple):
         None a class-conditional run draws from all classes at once (the null label). A run with a condition picture
         needs it as cond["image"], float32 [-1, 1] `[B, H, W, C]`. An unconditional run that is given "image" and "mask"
         (`[B, H, W, 1]`, 1 = hidden) fills in the hidden pixels by replacing the known ones (`jd.observe.known_pixels`).
+        A generator draws a latent at each step, or takes cond["z"] `[B, latent_dim]` at all of them; it goes down the steps
+        that it was trained for, by `ancestral`, without guidance.
         """
         self._must_denoise()
         chosen = build.sampler(self.config) if sampler is None else sampler
@@ -88,6 +90,8 @@ class Run(NamedTuple):
         steps = self.config.sampler.num_steps if num_steps is None else num_steps
         bound = self.config.sampler.threshold if threshold is None else threshold
         clip = guidance_of.static_threshold(self.path, bound) if bound else None
+        if build.adversarial(self.config):
+            _check_few_steps(self, chosen, steps, bool(guides), grid is not None)
         times = (grid or chosen.grid)(self.path, steps)
         hooks = {"redraw": observe.redraw, "one_path": observe.one_path, "one_noise": observe.one_noise}
         follow = tables.pick(hooks, self.config.sampler.observe if y_draws is None else y_draws, "sampler.observe")
@@ -119,6 +123,14 @@ class Run(NamedTuple):
 
     def _told(self, cond: Cond, num: int) -> tuple[Cond, dict[str, Any]]:
         """What the network is told, and what the observe hook knows."""
+        size = self.config.network.latent_dim
+        if size and cond is not None and cond.get("z") is not None:
+            z = cond["z"]
+            if jnp.shape(z) != (num, size):
+                raise ValueError(f"cond['z'] has shape {jnp.shape(z)}; allowed: ({num}, {size}), network.latent_dim numbers "
+                                 "for each example")
+            told, known = self._told({name: value for name, value in cond.items() if name != "z"} or None, num)
+            return {**(told or {}), "z": z}, known
         check_condition(cond, self.facts, num)
         if cond is None:
             return {"label": jnp.full(num, self.facts.num_classes)} if self.facts.num_classes else None, {}
@@ -135,6 +147,20 @@ class Run(NamedTuple):
         return told or None, known
 
 
+def _check_few_steps(run: Run, sampler: Sampler, steps: int, guided: bool, regridded: bool) -> None:
+    """Refuse what a generator, which draws x_0 in place of its mean, has no meaning for."""
+    if sampler.step is not samplers.ancestral().step:
+        raise ValueError(f"the run {run.config.name!r} is a few-step generator, whose draws of x_0 other samplers take for "
+                         "means; allowed: the sampler ancestral with its small variance")
+    if steps != run.path.num_steps or regridded or run.config.grid.kind not in ("natural", "discrete"):
+        asked = f"{steps} steps" + (" on another grid" if steps == run.path.num_steps else "")
+        raise ValueError(f"the run {run.config.name!r} was trained for {run.path.num_steps} steps and is asked for {asked}; "
+                         f"allowed: num_steps={run.path.num_steps} on the natural grid")
+    if guided:
+        raise ValueError(f"the run {run.config.name!r} is a few-step generator, which guidance cannot steer; allowed: no "
+                         "guidance")
+
+
 def load_run(workdir: Any, step: int | None = None, ema: bool = True) -> Run:
     """Read a run directory.
 
@@ -147,7 +173,7 @@ def load_run(workdir: Any, step: int | None = None, ema: bool = True) -> Run:
     """
     config = configfile.from_run(workdir)
     restored = training.restore(workdir, step, what="ema" if ema else "params")
-    name = "classifier" if config.loss.kind == "classification" else "denoiser"
+    name = build.trains(config)
     params = restored.tree[name]["ema"] if ema else restored.tree[name]
     params = jax.device_put(jax.device_get(params))  # uncommitted: a caller's mesh takes them as it takes fresh arrays
     known = facts_of_run(workdir)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdiff import build, data, evaluation, inverse, observe
+from jaxdiff import build, data, evaluation, inverse, observe, tables
 from jaxdiff.evaluation import Statistics
 from jaxdiff.facts import Facts, check_condition, check_labels
 from jaxdiff.judge import Judge, judge_of
@@ -107,9 +107,10 @@ def score(
     if run.facts.condition:
         return _score_pairs(run, workdir, part.num if num is None else num, wanted, seed, progress, how)
     samples = draw(run, part.num if num is None else num, seed, batch_size=part.batch_size, **how)
+    calls = {"network_calls": network_calls(run, **how)}
     if run.facts.kind == "points":
-        return _score_points(run, samples), samples
-    return _score_images(run, Path(workdir), samples, wanted, progress), samples
+        return calls | _score_points(run, samples), samples
+    return calls | _score_images(run, Path(workdir), samples, wanted, progress), samples
 
 
 def _score_pairs(
@@ -160,9 +161,18 @@ def check_metrics(config: ConfigDict, known: Facts, metrics: Sequence[str] = ())
 
 
 def _score_points(run: Run, samples: Samples) -> dict[str, Any]:
-    scale = dict(run.config.data.options).get("scale", "raw")
+    """In the mixture's raw units, whatever scale the network saw, so that distances compare with published ones."""
+    raw = lambda x: data.gaussians25_to_raw(x, dict(run.config.data.options).get("scale") or "raw")
     real = real_examples(run, "test")["x"]
-    return evaluation.point_report(real, samples.x, data.gaussians25_centres(scale), data.gaussians25_std(scale))
+    return evaluation.point_report(raw(real), raw(samples.x), data.gaussians25_centres("raw"), data.gaussians25_std("raw"))
+
+
+def network_calls(run: Run, num_steps: int | None = None, sampler: Any = None, **_: Any) -> int:
+    """Calls of the (possibly guided) denoiser for one sample (NFE) under these options of `run.sampler`."""
+    chosen = build.sampler(run.config) if sampler is None else sampler
+    if isinstance(chosen, str):
+        chosen = tables.make(tables.SAMPLERS, {"kind": chosen}, "sampler")
+    return chosen.evaluations(run.config.sampler.num_steps if num_steps is None else num_steps)
 
 
 def _score_images(run: Run, workdir: Path, samples: Samples, wanted: Sequence[str], progress: bool) -> dict[str, Any]:
@@ -232,6 +242,9 @@ def likelihood(
     uniform draw, in bits/dim; of points, in nats.
     """
     config, known = run.config.copy_and_resolve_references(), run.facts
+    if build.adversarial(config):
+        raise ValueError(f"the run {config.name!r} is a few-step generator, which gives samples and no likelihood; allowed: "
+                         "the run of a denoiser")
     denoise, key = run.denoiser(run.params), jax.random.key(seed)
     bound = hasattr(run.path, "betas")
     if bound and not known.levels:

@@ -23,7 +23,7 @@ Table = Mapping[str, Callable[..., Any]]
 
 def _discrete(schedule: str = "linear", num_steps: int = 1000) -> sde.Discrete:
     """A Discrete path from the name of its beta schedule."""
-    schedules = {"linear": sde.linear_betas, "cosine": sde.cosine_betas}
+    schedules = {"linear": sde.linear_betas, "cosine": sde.cosine_betas, "vp": sde.vp_betas}
     if schedule not in schedules:
         raise ValueError(f"path.schedule is {schedule!r}; allowed: {', '.join(schedules)}")
     return sde.Discrete(schedules[schedule](num_steps))
@@ -107,7 +107,14 @@ WEIGHTINGS: Table = {
     "min_snr": weightings.min_snr, "sigmoid": weightings.sigmoid, "p2": weightings.p2,
 }
 NETWORKS: Table = {"unet": networks.UNet, "mlp": networks.MLP, "classifier": networks.Classifier}
-LOSSES: Table = {"denoising": losses.denoising, "hybrid": losses.hybrid, "classification": losses.classification}
+DISCRIMINATORS: Table = {"none": lambda: None, "conv": networks.Discriminator, "mlp": networks.PointDiscriminator}
+LOSSES: Table = {
+    "denoising": losses.denoising, "hybrid": losses.hybrid, "classification": losses.classification,
+    "ddgan": losses.ddgan, "siddm": losses.siddm,
+}
+ADVERSARIAL = ("ddgan", "siddm")  # rows of LOSSES that make two losses
+# the name under which the parameters that are sampled (or classify) are kept; "denoiser" for every other loss
+TRAINS = {"classification": "classifier", **dict.fromkeys(ADVERSARIAL, "generator")}
 SAMPLERS: Table = {
     "ancestral": samplers.ancestral, "ddim": samplers.ddim, "euler_maruyama": samplers.euler_maruyama,
     "reverse_diffusion": samplers.reverse_diffusion, "predictor_corrector": _predictor_corrector,
@@ -122,7 +129,8 @@ DERIVED = {
     "estimator": ("path",),
     "network": ("num_classes", "out_channels", "name", "parent"),
     "loss": ("apply_fn", "path", "parameterization", "draw_times", "weighting", "draw_cond", "stochastic", "network",
-             "levels", "augment"),
+             "levels", "augment", "discriminate", "latent_dim", "total_steps"),
+    "discriminator": ("num_classes", "out_channels", "denoise", "regress", "image", "mask", "name", "parent"),
     "grid": ("path", "num_steps"),
     "optimizer": ("total_steps",),
     "ema": ("examples_per_step",),
@@ -181,6 +189,14 @@ def make(table: Table, part: Mapping[str, Any], name: str, derived: str = "", **
             raise ValueError(f"{name}.{key} is {given[key]!r}, but kind {kind!r} does not take it (it takes "
                              f"{', '.join(allowed) or 'nothing'}); mend: {name}.{key}=None")
     return call(fn, given, name, **extra)
+
+
+def setting(table: Table, part: Mapping[str, Any], key: str) -> Any:
+    """What a section says of one option of its kind: the value given, else the row's own default, None without one."""
+    parameters = inspect.signature(table[part["kind"]]).parameters
+    if part[key] is not None or key not in parameters:
+        return part[key]
+    return parameters[key].default
 
 
 def call(fn: Callable[..., Any], part: Mapping[str, Any], name: str, **extra: Any) -> Any:
@@ -242,6 +258,9 @@ def base() -> ConfigDict:
             "loss": section(LOSSES, "denoising", "loss"),
             "network": section(NETWORKS, "unet", "network"),
             "optimizer": options(training.optimizer, "optimizer", kind="adam", learning_rate=2e-4, clip=1.0),
+            # beside a generator; its heads and conditions follow from the loss and the data
+            "discriminator": section(DISCRIMINATORS, "none", "discriminator"),
+            "discriminator_optimizer": options(training.optimizer, "optimizer", kind="adam", learning_rate=1e-4, b1=0.5),
             "ema": options(training.Ema, "ema", decay=0.999, warmup=True),
             "sampler": {**section(SAMPLERS, "heun"), "num_steps": 18, "guidance": None, "threshold": None,
                         "observe": "redraw"},
@@ -255,6 +274,7 @@ def base() -> ConfigDict:
                 "best_metric": placeholder(str),
                 "best_mode": "min",
                 "accumulate": 1,
+                "generator_every": 1,  # steps of the discriminator for one of the generator
                 "steps_per_dispatch": 1,
                 "preview": 64,  # samples in the picture of each evaluation
             },

@@ -10,9 +10,9 @@ DDGAN's D sees the pair (x_s, x_t). SIDDM's sees x_s alone, and a regression tie
 diffusion", AFD). With r = (x_t - sqrt(1 - beta) x'_s) / sqrt(beta) and a head c of D, in residual form
 C(x') = sqrt(1 - beta) x' + sqrt(beta) c(x'):
 
-    kl        G adds |r|^2 - |r - c(x'_s)|^2 and c minimises |r - c(x'_s)|^2: a lower bound of 2 KL(p(x_t|x'_s) || q(x_t|x'_s)),
-              cross entropy less entropy. While it is young an anchor helps: a (1 - beta) / beta |x'_s - x_s|^2, alone for
-              `warmup` steps, then with a falling linearly to 0 at the end
+    kl        G adds |r|^2 - |r - c(x'_s)|^2, cross entropy less entropy, and c minimises |r - c(x'_s)|^2: a bound from below
+              of 2 KL(p(x_t | x'_s) || q(x_t | x'_s)). While it is young an anchor helps, a (1 - beta) / beta |x'_s - x_s|^2,
+              alone for `warmup` steps, then with a falling linearly to 0 at the end
     printed   as the paper prints it: a (1 - beta) / beta |x'_s - x_s|^2 - |e - c(x'_s)|^2, where
               x'_t = sqrt(1 - beta) x'_s + sqrt(beta) e is drawn afresh: the best c is 0, and the second term tells G nothing
 
