@@ -70,6 +70,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
         if config.network.kind == "unet":
             config.network.update({"channels": 8, "channel_mult": config.network.channel_mult[:2], "num_blocks": 1,
                                    "attention_resolutions": (4,), "head_channels": 8, "dtype": "float32"})
+            config.discriminator.dtype = None
         else:
             config.network.update({"width": 16, "depth": 2})
         if few:

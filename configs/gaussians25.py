@@ -8,7 +8,7 @@ network calls of a sample. smoke: seconds. Scores: README.md.
 """
 
 from common import apply_method, smoke
-from gan import LOSSES, apply_gan
+from gan import METHODS, apply_gan
 
 from jaxdiff.configfile import words
 from jaxdiff.tables import base
@@ -16,7 +16,7 @@ from jaxdiff.tables import base
 
 def get_config(arg: str = ""):
     arg = words(arg, method="edm", steps=4, smoke=False)
-    few = arg.method in LOSSES
+    few = arg.method in METHODS
     config = apply_gan(base(), arg.method, arg.steps) if few else apply_method(base(), arg.method)
     config.name = f"gaussians25_{arg.method}" + (f"_{arg.steps}" if few else "")
     config.data.source = "gaussians25"

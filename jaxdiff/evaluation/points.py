@@ -1,4 +1,4 @@
-"""Samples of 2-D mixtures: which modes are there, how clean they are, and a picture of real beside sampled points.
+"""Samples of 2-D mixtures in numbers: which modes are there, how clean they are, how far the whole is from real points.
 
 The Frechet distance of raw 2-D points sees a mean and a covariance only: a uniform box over a grid of Gaussians scores
 as well as real data. So it never stands alone here. A point's mode is its nearest centre, and it is of *high quality*
@@ -29,7 +29,8 @@ class Modes(NamedTuple):
     n_fake: int
 
 
-def _points(values: Any, name: str) -> np.ndarray:
+def checked_points(values: Any, name: str) -> np.ndarray:
+    """`values` `[N, 2]` as float64; raises ValueError, with `name` in it, for another shape or fewer than 2 points."""
     out = np.asarray(values, np.float64)
     if out.ndim != 2 or out.shape[1] != 2 or len(out) < 2:
         raise ValueError(f"{name} have shape {out.shape}; allowed: [N, 2] with N at least 2")
@@ -45,7 +46,7 @@ def mode_report(samples: Any, centres: Any, std: float) -> Modes:
     - `std_ratio`: spread of high-quality points about their own mode's mean, per axis, over `std`. 1 is right, 0 is
       points instead of modes, 2 is a mode smeared over its whole disc. NaN where no mode holds two points.
     """
-    samples, centres = _points(samples, "samples"), _points(centres, "centres")
+    samples, centres = checked_points(samples, "samples"), checked_points(centres, "centres")
     if not std > 0:
         raise ValueError(f"std is {std}; allowed: above 0, the deviation of one mode")
     square = ((samples[:, None, :] - centres[None]) ** 2).sum(-1)  # [N, K]
@@ -73,7 +74,7 @@ def point_report(
     compare with and one whose own scores are the floors: `frechet_floor` and `energy_floor` are what fresh real data
     of the same size as the fakes gets (as far as N allows). The energy distance is over `energy_points` at most.
     """
-    real, fake = _points(real, "real points"), _points(fake, "fake points")
+    real, fake = checked_points(real, "real points"), checked_points(fake, "fake points")
     if len(real) < 4:
         raise ValueError(f"{len(real)} real points; give at least 4, since half of them measure the floor")
     rng = np.random.default_rng(seed)
@@ -96,41 +97,3 @@ def point_report(
         "n_fake": len(fake),
         "n_energy": n,
     }
-
-
-def scatter_picture(
-    real: Any, fake: Any, title: str | None = None, labels: tuple[str, str] = ("real", "samples"), most: int = 5000
-) -> np.ndarray:
-    """Real points on the left, samples on the right, on the same equal axes: uint8 `[H, W, 3]`, for `save_png`.
-
-    Axes follow the real points. Samples beyond them are counted in their panel's title, never dropped unsaid. At most
-    `most` points of each are drawn, picked at random, as many on the left as on the right.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only pictures need it
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    rng = np.random.default_rng(0)
-    real, fake = rng.permutation(_points(real, "real points")), rng.permutation(_points(fake, "fake points"))
-    n = min(most, len(real), len(fake))
-    low, high = real.min(0), real.max(0)
-    middle, reach = (low + high) / 2, 0.55 * max(float((high - low).max()), 1e-6)
-    figure = Figure(figsize=(9, 5.1), dpi=110, layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.1))
-    canvas = FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    for panel, points, label, colour in zip(panels, (real[:n], fake[:n]), labels, ("#3b6ea5", "#c8553d"), strict=True):
-        outside = int((~(np.abs(points - middle) <= reach).all(1)).sum())
-        note = f", {outside:,} outside" if outside else ""
-        size = float(np.clip(20_000 / n, 4, 25))  # few points are drawn large, many small enough to show density
-        panel.scatter(*points.T, s=size, alpha=0.4, linewidths=0, color=colour)
-        panel.set(xlim=middle[0] + np.array([-reach, reach]), ylim=middle[1] + np.array([-reach, reach]))
-        panel.set_aspect("equal")
-        panel.set_title(f"{label} ({n:,} points{note})", fontsize=11)
-        panel.grid(True, color="0.92", linewidth=0.6)
-        panel.set_axisbelow(True)
-        panel.tick_params(labelsize=9, color="0.6")
-        panel.spines[:].set_color("0.6")
-    if title:
-        figure.suptitle(title, fontsize=12)
-    canvas.draw()
-    return np.array(canvas.buffer_rgba())[..., :3]

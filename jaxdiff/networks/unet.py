@@ -39,6 +39,7 @@ class UNet(nn.Module):
         "bilinear" | "bicubic" reads `low_res` [B, h, w, C], resized to x; `low_res_t` reads its noise level [B];
         `image` and `mask` read maps of x's height and width; `latent_dim` reads a GAN's latent `z` [B, latent_dim].
     Time. `time_embedding` "sinusoidal" or "fourier" of t, any real numbers, embedded in float32.
+    Answer. `tanh` bounds it to (-1, 1), for generators of images that answer x_0 itself (DDGAN).
     Arithmetic in `dtype`, parameters in `param_dtype`; norms, softmax and the last convolution in float32. The last
         convolution starts at zero, so an untrained network answers 0.
     """
@@ -62,6 +63,7 @@ class UNet(nn.Module):
     image: bool = False
     mask: bool = False
     latent_dim: int = 0
+    tanh: bool = False
     remat: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -104,4 +106,5 @@ class UNet(nn.Module):
         last = conv3x3(
             self.out_channels * self.patch_size**2, zero=True, dtype=wide, param_dtype=self.param_dtype, name="head"
         )
-        return depth_to_space(last(h), self.patch_size)
+        out = depth_to_space(last(h), self.patch_size)
+        return jnp.tanh(out) if self.tanh else out
