@@ -39,7 +39,8 @@ from jaxdiff.evaluation.features import (
 from jaxdiff.evaluation.images import condition_picture, image_grid, save_npz, save_png, to_uint8, write_whole
 from jaxdiff.evaluation.lpips import lpips_distance
 from jaxdiff.evaluation.paired import consistency, diversity, feature_distance, joint_frechet, paired_report
-from jaxdiff.evaluation.points import Modes, mode_report, point_report, scatter_picture
+from jaxdiff.evaluation.points import Modes, mode_report, point_report
+from jaxdiff.evaluation.scatter import Panel, scatter_picture, scatter_table
 
 __all__ = [
     "EnergyDistance",
@@ -50,6 +51,7 @@ __all__ = [
     "KernelDistance",
     "Modes",
     "Moments",
+    "Panel",
     "PrecisionRecall",
     "Statistics",
     "accuracy",
@@ -85,6 +87,7 @@ __all__ = [
     "save_png",
     "save_statistics",
     "scatter_picture",
+    "scatter_table",
     "ssim",
     "statistics_of",
     "streaming_moments",

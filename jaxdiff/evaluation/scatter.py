@@ -5,7 +5,7 @@ Axes follow the real points. Points beyond them are counted in their panel's tit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,6 +83,7 @@ class Panel(NamedTuple):
 def scatter_table(
     real: Any,
     panels: Mapping[str, Mapping[str, Panel]],
+    columns: Sequence[str] = (),
     centres: Any = None,
     title: str | None = None,
     note: str = "",
@@ -92,8 +93,8 @@ def scatter_table(
 
     Args:
       real: `[N, 2]`.
-      panels: by the row's name and the column's, such as a method and its network calls; the columns stand in the order in
-        which rows first name them, and a panel that a row lacks is left out.
+      panels: by the row's name and the column's, such as a method and its network calls; one that a row lacks is left out.
+      columns: their order; () is the order in which rows first name them.
       centres: `[K, 2]`, drawn as faint rings under the samples, so that a mode that is missing is seen.
       title: over the whole.
       note: under the word "real".
@@ -105,11 +106,12 @@ def scatter_table(
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    columns = list(dict.fromkeys(column for row in panels.values() for column in row))
+    named = list(dict.fromkeys(column for row in panels.values() for column in row))
+    columns = [column for column in columns or named if column in named]
     if not columns:
         raise ValueError(f"a table of {len(panels)} rows has no panel; give at least one, panels[row][column]")
     rng, real = np.random.default_rng(0), checked_points(real, "real points")
-    window, size = _window(real), 1.6
+    window = _window(real)
     figure = Figure(figsize=(0.3 + 2.1 * (len(columns) + 1), 0.4 + 2.3 * len(panels)), dpi=110,
                     layout=ConstrainedLayoutEngine(h_pad=0.05, w_pad=0.05))
     canvas = FigureCanvasAgg(figure)
@@ -118,10 +120,11 @@ def scatter_table(
     def draw(place: Any, points: np.ndarray, colour: str, words: str) -> Any:
         panel = figure.add_subplot(place)
         if centres is not None:
-            panel.scatter(*checked_points(centres, "centres").T, s=45, facecolors="none", edgecolors="0.75", linewidths=0.7)
+            x, y = checked_points(centres, "centres").T
+            panel.scatter(x, y, s=45, facecolors="none", edgecolors="0.75", linewidths=0.7)
         shown = rng.permutation(points)[:most]
         outside = window.outside(shown)
-        _dots(panel, shown, window, colour, size, 0.5)
+        _dots(panel, shown, window, colour, 1.6, 0.3)
         panel.set_title(words + (f", {outside:,} outside" if outside else ""), fontsize=8)
         panel.set(xticks=[], yticks=[])
         return panel
@@ -131,9 +134,10 @@ def scatter_table(
         for k, column in enumerate(columns):
             if column not in row:
                 continue
-            panel = draw(places[i, k + 1], checked_points(row[column].points, f"points of {name}, {column}"), RED,
-                         "\n".join(filter(None, (column if i == 0 else "", row[column].note))))
-            if column == next(iter(row)):
+            points = checked_points(row[column].points, f"points of {name}, {column}")
+            top = next(other for other in panels.values() if column in other) is row
+            panel = draw(places[i, k + 1], points, RED, "\n".join(filter(None, (column if top else "", row[column].note))))
+            if column == next(first for first in columns if first in row):
                 panel.set_ylabel(name, fontsize=10)
     if title:
         figure.suptitle(title, fontsize=11)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxdiff.evaluation import mode_report, point_report, scatter_picture
+from jaxdiff.evaluation import mode_report, point_report
 
 STD = 1 / 3
 CENTRES = np.stack(np.meshgrid(np.arange(0, 25, 5.0), np.arange(0, 25, 5.0)), -1).reshape(-1, 2)
@@ -82,14 +82,3 @@ def test_points_in_no_mode():
         mode_report(np.zeros((5, 3)), CENTRES, STD)
     with pytest.raises(ValueError, match="std is 0"):
         mode_report(np.zeros((5, 2)), CENTRES, 0)
-
-
-def test_scatter_picture_holds_both_panels(real, box):
-    picture = scatter_picture(real, np.concatenate([box[:4000], [[900.0, 0.0]]]), title="25 Gaussians")
-    assert picture.dtype == np.uint8
-    assert picture.shape[2] == 3
-    assert picture.shape[1] > picture.shape[0] > 400
-    left, right = np.split(picture.astype(int), [picture.shape[1] // 2], 1)
-    blue, red = (lambda half: half[..., 2] - half[..., 0] > 40), (lambda half: half[..., 0] - half[..., 2] > 40)
-    assert blue(left).sum() > 500 > blue(right).sum() == 0
-    assert red(right).sum() > 500 > red(left).sum() == 0
