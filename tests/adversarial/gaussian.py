@@ -7,20 +7,25 @@ Each of these is an affine map of the same independent standard normals, so a la
 is |offset|^2 + |matrix|^2, and the optimal discriminator and estimator C are quadratic and linear.
 """
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import jaxdiff as jd
+
 BLOCKS = ("x_0", "u", "v", "z", "w", "e")  # the independent normals; e is the printed form's fresh noise
 
 
-class Affine(NamedTuple):
+@dataclass(frozen=True)
+class Affine:
     """offset [d] + matrix [d, 6 d] times the normals."""
 
-    offset: Any
-    matrix: Any
+    offset: np.ndarray
+    matrix: np.ndarray
+    __array_ufunc__ = None  # so that numpy leaves `number * affine` and `matrix @ affine` to the methods below
 
     def __add__(self, other):
         return Affine(self.offset + other.offset, self.matrix + other.matrix)
@@ -29,9 +34,10 @@ class Affine(NamedTuple):
         return Affine(self.offset - other.offset, self.matrix - other.matrix)
 
     def __rmul__(self, factor):
-        """A scalar or a matrix [d, d] times this."""
-        times = lambda v: factor * v if np.ndim(factor) == 0 else factor @ v
-        return Affine(times(self.offset), times(self.matrix))
+        return Affine(factor * self.offset, factor * self.matrix)
+
+    def __rmatmul__(self, gain):
+        return Affine(gain @ self.offset, gain @ self.matrix)
 
     def shifted(self, b):
         return Affine(self.offset + b, self.matrix)
@@ -189,3 +195,51 @@ def slopes(fn, theta, step=1e-5):
 
 def flat(tree):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+PLANE = World([0.5, -0.3], [[0.49, 0.2], [0.2, 0.3]], jd.sde.vp_betas(4))
+LINE = World([0.4], [[0.49]], jd.sde.vp_betas(2))
+
+
+@cache
+def losses(world, kind, **options):
+    """The library's pair of losses in a world."""
+    parts = (generate, discriminate, jd.sde.Discrete(world.betas), jd.parameterizations.x0(scale_input=False), world.d)
+    if kind == "ddgan":
+        return jd.losses.ddgan(*parts, **options)
+    return jd.losses.siddm(*parts, **{"total_steps": 100, "warmup": 10, **options})
+
+
+@partial(jax.jit, static_argnames=("world", "asked", "chunks", "size"))
+def _draws(world, asked, questions, chunks, size):
+    def one(key):
+        k_data, k_loss = jax.random.split(key)
+        batch = {"x": world.mean + jax.random.normal(k_data, (size, world.d)) @ world.root.T}
+
+        def answer(loss, which, question):
+            params, step = question
+            value = lambda own: loss({**params, which: own}, None, k_loss, batch, step)
+            (total, _), grad = jax.value_and_grad(value, has_aux=True)(params[which])
+            return {"value": total, **grad}
+
+        return [jax.lax.map(partial(answer, *pair), own) for pair, own in zip(asked, questions, strict=True)]
+
+    return jax.lax.map(one, jax.random.split(jax.random.key(7), chunks))
+
+
+def sampled(world, which, questions, chunks=64, size=2048):
+    """Library losses and their gradients for the network `which` over many fresh batches, means and standard errors.
+
+    `questions` are lists of `(theta, phi, step)` by loss; so are the answers, pairs of dicts. All come from one program, on
+    the same draws.
+    """
+    stack = lambda asked: jax.tree.map(lambda *v: jnp.stack([jnp.asarray(x) for x in v]), *[
+        ({"generator": theta, "discriminator": phi}, step) for theta, phi, step in asked])
+    asked = tuple((loss, which) for loss in questions)
+    answers = _draws(world, asked, [stack(own) for own in questions.values()], chunks, size)
+    found = {}
+    for (loss, own), answer in zip(questions.items(), answers, strict=True):
+        pick = lambda i, answer=answer: [np.asarray(v)[:, i] for v in answer.values()]
+        found[loss] = [tuple({k: f(v) for k, v in zip(answer, pick(i), strict=True)} for f in (
+            lambda v: v.mean(0), lambda v: v.std(0, ddof=1) / np.sqrt(chunks))) for i in range(len(own))]
+    return found
