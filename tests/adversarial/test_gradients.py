@@ -16,7 +16,8 @@ from scipy.stats import multivariate_normal
 
 import jaxdiff as jd
 from jaxdiff.losses import adversarial
-from tests.adversarial.gaussian import PLANE, World, beside, discriminate, flat, losses, sampled, slopes
+from tests.adversarial.gaussian import PLANE, World, beside, slopes
+from tests.adversarial.linear import discriminate, flat, losses, sampled, silent
 from tests.conftest import less_optimized
 
 
@@ -57,7 +58,7 @@ def optimum(kind, at):
 
 def muted(part, at):
     theta, phi = optimum(part.kind, at)
-    return theta, phi | {k: 0 * phi[k] for k in part.mute}, part.step
+    return theta, silent(phi, part.mute), part.step
 
 
 @cache
@@ -127,7 +128,7 @@ def stationary(at):
     for kind in TRAINED:
         theta, phi = optimum(kind, at)
         if kind == "printed":
-            phi = phi | {k: 0 * phi[k] for k in "Ww"}  # what it regresses is fresh noise
+            phi = silent(phi, "Ww")  # what it regresses is fresh noise
         questions[pair_of(kind).discriminator] = [(theta, {k: v + d for k, v in phi.items()}, 0) for d in (0.0, 0.1)]
     return dict(zip(TRAINED, sampled(PLANE, "discriminator", questions).values(), strict=True))
 
