@@ -44,9 +44,10 @@ def silent(phi, names="Qlk"):
 
 
 @cache
-def losses(world, kind, **options):
-    """The library's pair of losses in a world."""
-    parts = (generate, discriminate, jd.sde.Discrete(world.betas), jd.parameterizations.x0(scale_input=False), world.d)
+def losses(world, kind, scaled=0.0, **options):
+    """The library's pair of losses in a world; `scaled` is sigma_data of the networks' scaled inputs."""
+    parameterization = jd.parameterizations.x0(scaled or 1.0, scale_input=scaled > 0)
+    parts = (generate, discriminate, jd.sde.Discrete(world.betas), parameterization, world.d)
     if kind == "ddgan":
         return jd.losses.ddgan(*parts, **options)
     return jd.losses.siddm(*parts, **{"total_steps": 100, "warmup": 10, **options})

@@ -85,8 +85,9 @@ def softplus(v):
 
 
 def by_hand(world, params, drawn, step, pair=False, form="kl", weight=1.0, entropy=True, anchor=1.0, warmup=10,
-            total_steps=100, denoise=1.0, r1=0.0, r1_every=15):
+            total_steps=100, denoise=1.0, r1=0.0, r1_every=15, scaled=0.0):
     """Both losses written out, example by example: `[discriminator, generator]`."""
+    c_in = 1 / np.sqrt(1 - world.bar + world.bar * scaled**2) if scaled else np.ones(world.steps + 1)
     theta, phi = params["generator"], params["discriminator"]
     drawn = jax.tree.map(np.asarray, drawn._replace(k_network=0))
     rows = []
@@ -95,18 +96,18 @@ def by_hand(world, params, drawn, step, pair=False, form="kl", weight=1.0, entro
         at = int(t) - 1
         beta, before, after = world.betas[at], world.bar[at], world.bar[at + 1]
         a = np.sqrt(1 - beta)
-        g = theta["A"][at] @ x_t + theta["b"][at] + theta["L"][at] @ z
+        g = c_in[at + 1] * theta["A"][at] @ x_t + theta["b"][at] + theta["L"][at] @ z
         mean = (a * (1 - before) * x_t + np.sqrt(before) * beta * g) / (1 - after)
         x_fake = mean + np.sqrt(beta * (1 - before) / (1 - after)) * w
-        sees = lambda x, x_t=x_t: np.concatenate([x, x_t]) if pair else x
+        sees = lambda x, x_t=x_t, at=at: np.concatenate([c_in[at] * x, c_in[at + 1] * x_t]) if pair else c_in[at] * x
         logit = lambda x, at=at: 0.5 * x @ phi["Q"][at] @ x + phi["l"][at] @ x + phi["k"][at]
-        c = phi["W"][at] @ x_fake + phi["w"][at]
+        c = c_in[at] * phi["W"][at] @ x_fake + phi["w"][at]
         r = (x_t - a * x_fake) / np.sqrt(beta)
         regressed = e if form == "printed" else r
         d = softplus(-logit(sees(x_s))) + softplus(logit(sees(x_fake)))
-        d += denoise * ((phi["H"][at] @ x_s + phi["h"][at] - x_0) ** 2).mean()
+        d += denoise * ((c_in[at] * phi["H"][at] @ x_s + phi["h"][at] - x_0) ** 2).mean()
         if step % r1_every == 0:
-            d += r1 / 2 * ((phi["Q"][at] @ sees(x_s) + phi["l"][at])[: world.d] ** 2).sum()
+            d += r1 / 2 * (c_in[at] ** 2 * (phi["Q"][at] @ sees(x_s) + phi["l"][at])[: world.d] ** 2).sum()
         has_afd = not pair and form != "none" and weight > 0
         if has_afd and entropy:
             d += ((regressed - c) ** 2).mean()
@@ -128,6 +129,8 @@ SWITCHES = {
     "DDGAN, denoising": {"pair": True, "denoise": 0.5},
     "SIDDM": {},
     "all on": {"weight": 0.7, "anchor": 0.8, "denoise": 0.5, "r1": 0.2, "r1_every": 20},
+    "scaled inputs": {"scaled": 0.6, "r1": 0.2, "r1_every": 20},
+    "DDGAN, scaled inputs": {"pair": True, "scaled": 0.6, "denoise": 0.5, "r1": 0.2, "r1_every": 20},
     "other times": {"warmup": 20, "total_steps": 80},
     "no warm-up": {"warmup": 0},
     "no anchor": {"anchor": 0.0},
