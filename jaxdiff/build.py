@@ -223,8 +223,16 @@ def init_discriminator(config: ConfigDict, net: Any, known: Facts, key: Key) -> 
     return jax.jit(lambda k: net.init(k, x, jnp.ones(2), cond or None)["params"])(key)
 
 
-def loss(config: ConfigDict, net: Any, known: Facts) -> dict[str, LossFn]:
-    """A loss for each network that is trained, by its name, in the order of the updates."""
+class Objective(NamedTuple):
+    """A loss for each network that is trained, by its name, in the order of the updates, and what they share of the last
+    one's forward pass (`training.Update.forward`)."""
+
+    losses: dict[str, LossFn]
+    forward: Callable[..., Any] | None = None
+
+
+def loss(config: ConfigDict, net: Any, known: Facts) -> Objective:
+    """What is minimised."""
     judge = discriminator(config, known)
     extra: dict[str, Any] = {"apply_fn": apply(config, net, known, train=True)}
     if config.loss.kind == "classification":
@@ -232,7 +240,7 @@ def loss(config: ConfigDict, net: Any, known: Facts) -> dict[str, LossFn]:
         extra |= {"apply_fn": lambda p, x, t, cond, key: net.apply(
             {"params": p}, x, t, train=True, rngs={"dropout": key})}
         extra |= {"path": None if clean else path(config), "draw_times": None if clean else draw_times(config)}
-        return {"classifier": tables.make(tables.LOSSES, config.loss, "loss", "loss", stochastic=True, **extra)}
+        return Objective({"classifier": tables.make(tables.LOSSES, config.loss, "loss", "loss", stochastic=True, **extra)})
     extra |= {"path": process(config).training, "parameterization": parameterization(config)}
     if known.num_classes and config.condition.drop > 0:
         extra["draw_cond"] = conditioning.drop(config.condition.drop, known.num_classes)
@@ -247,10 +255,10 @@ def loss(config: ConfigDict, net: Any, known: Facts) -> dict[str, LossFn]:
     else:
         extra["weighting"] = tables.make(tables.WEIGHTINGS, config.weighting, "weighting")
     made = tables.make(tables.LOSSES, config.loss, "loss", "loss", **extra)
-    return {"denoiser": losses.jointly(made) if joint(config) else made}
+    return Objective({"denoiser": losses.jointly(made) if joint(config) else made})
 
 
-def _adversarial(config: ConfigDict, judge: Any, extra: dict[str, Any]) -> dict[str, LossFn]:
+def _adversarial(config: ConfigDict, judge: Any, extra: dict[str, Any]) -> Objective:
     """The discriminator's loss, then the generator's."""
     if joint(config) or config.parameterization.learned_variance:
         raise ValueError(f"loss.kind {config.loss.kind!r} draws x alone and has no variance to learn; mend: "
@@ -261,7 +269,7 @@ def _adversarial(config: ConfigDict, judge: Any, extra: dict[str, Any]) -> dict[
         tables.LOSSES, config.loss, "loss", "loss", latent_dim=config.network.latent_dim or 0,
         discriminate=lambda params, x, t, cond: judge.apply({"params": params}, x, t, cond), **extra,
     )
-    return {"discriminator": made.discriminator, "generator": made.generator}
+    return Objective({"discriminator": made.discriminator, "generator": made.generator}, made.forward)
 
 
 def draw_times(config: ConfigDict) -> Any:
@@ -279,12 +287,13 @@ class Training(NamedTuple):
 
 def train_step(config: ConfigDict, net: Any, known: Facts) -> Training:
     """The train step and its first state: an update for each loss, averages of the network that is sampled."""
-    found, name = loss(config, net, known), trains(config)
+    (found, forward), name = loss(config, net, known), trains(config)
     rates = {"discriminator": "discriminator_optimizer"}
     optimizers = {key: tables.call(training.optimizer, config[rates.get(key, "optimizer")], rates.get(key, "optimizer"),
                                    total_steps=config.train.steps) for key in found}
     every = {"generator": config.train.generator_every}
-    updates = [training.Update(key, fn, optimizers[key].transform, every.get(key, 1)) for key, fn in found.items()]
+    updates = [training.Update(key, fn, optimizers[key].transform, every.get(key, 1), forward if key == name else None)
+               for key, fn in found.items()]
     ema = tables.call(training.Ema, config.ema, "ema", examples_per_step=config.data.batch_size)
     k_params, k_run = jax.random.split(jax.random.key(config.seed))
     params = {name: init_params(config, net, known, k_params)}

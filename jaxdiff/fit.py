@@ -100,7 +100,7 @@ def _validation(config: ConfigDict, net: Any, known: Facts) -> Any:
                              "--config.data.options.validation=0.1")
         return None
     name = build.trains(config)
-    loss = build.loss(config, net, known)[name]
+    loss = build.loss(config, net, known).losses[name]
     pipe = build.pipeline(config, build.source(config, "validation"))
     run = jax.jit(lambda params, batch, key: loss(params, {}, key, batch, 0)[1].metrics)
     wanted = build.batch_keys(config, known)

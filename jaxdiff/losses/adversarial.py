@@ -16,7 +16,8 @@ C(x') = sqrt(1 - beta) x' + sqrt(beta) c(x'):
     printed   as the paper prints it: a (1 - beta) / beta |x'_s - x_s|^2 - |e - c(x'_s)|^2, where
               x'_t = sqrt(1 - beta) x'_s + sqrt(beta) e is drawn afresh: the best c is 0, and the second term tells G nothing
 
-Both losses of a step draw the same noise, so that one forward pass of G serves both. Errors are means over dimensions.
+Both losses of a step draw the same noise, so that one forward pass of G serves both: `Adversarial.forward` makes x'_s, and
+the losses take it from `batch["shared"]` where it is there. Errors are means over dimensions.
 """
 
 from __future__ import annotations
@@ -40,10 +41,14 @@ Discriminate = Callable[..., dict[str, Array]]
 
 
 class Adversarial(NamedTuple):
-    """Two losses for two Updates of one step: the discriminator's first, then the generator's."""
+    """Two losses for two Updates of one step, the discriminator's first, and what they share of the generator's work:
+
+    Update("discriminator", a.discriminator, ...), Update("generator", a.generator, ..., forward=a.forward)
+    """
 
     discriminator: LossFn
     generator: LossFn
+    forward: Callable[[Params, Key, Batch, Any], Array]
 
 
 class Drawn(NamedTuple):
@@ -79,8 +84,13 @@ class _Parts(NamedTuple):
     """What both losses share: how to draw, how to fake, how to ask D."""
 
     draw: Callable[[Key, Batch], Drawn]
-    fake: Callable[[Params, Drawn], Array]
+    fake: Callable[[Params, Drawn, Batch], Array]
     ask: Callable[[Params, Array, Drawn], dict[str, Array]]
+
+    def forward(self, params: Params, key: Key, batch: Batch, step: Any) -> Array:
+        """x'_s for every example of the batch."""
+        del step
+        return self.fake(params, self.draw(key, batch), {})
 
 
 def _parts(
@@ -99,8 +109,10 @@ def _parts(
         raise ValueError(f"latent_dim is {latent_dim}; allowed: 1 or more, the size of the generator's z "
                          "(network.latent_dim)")
 
-    def fake(params: Params, drawn: Drawn) -> Array:
-        generate = denoiser(apply_fn, params, path, parameterization, stochastic=True)
+    def fake(params: Params, drawn: Drawn, batch: Batch) -> Array:
+        if "shared" in batch:
+            return batch["shared"]
+        generate = denoiser(apply_fn, params["generator"], path, parameterization, stochastic=True)
         x0 = generate(drawn.k_network, drawn.x_t, drawn.t, {**drawn.cond, "z": drawn.z}).x0
         mean, std = posterior(path, drawn.x_t, x0, drawn.t, drawn.t - 1)
         return mean + std * drawn.noise
@@ -138,7 +150,7 @@ def _discriminator(
 
     def loss(params: Params, state: Any, key: Key, batch: Batch, step: Any) -> tuple[Array, Aux]:
         drawn = parts.draw(key, batch)
-        x_fake = jax.lax.stop_gradient(parts.fake(params["generator"], drawn))
+        x_fake = jax.lax.stop_gradient(parts.fake(params, drawn, batch))
         mine = params["discriminator"]
         real, fake = parts.ask(mine, drawn.x_s, drawn), parts.ask(mine, x_fake, drawn)
         value = jax.nn.softplus(-real["logit"]).mean() + jax.nn.softplus(fake["logit"]).mean()
@@ -188,11 +200,11 @@ def ddgan(
 
     def generator(params: Params, state: Any, key: Key, batch: Batch, step: Any) -> tuple[Array, Aux]:
         drawn = parts.draw(key, batch)
-        judged = parts.ask(params["discriminator"], parts.fake(params["generator"], drawn), drawn)
+        judged = parts.ask(params["discriminator"], parts.fake(params, drawn, batch), drawn)
         value = jax.nn.softplus(-judged["logit"]).mean()
         return value, Aux({"loss": value}, state)
 
-    return Adversarial(_discriminator(parts, r1, r1_every, denoise, None), generator)
+    return Adversarial(_discriminator(parts, r1, r1_every, denoise, None), generator, parts.forward)
 
 
 def siddm(
@@ -249,7 +261,7 @@ def siddm(
 
     def generator(params: Params, state: Any, key: Key, batch: Batch, step: Any) -> tuple[Array, Aux]:
         drawn = parts.draw(key, batch)
-        x_fake = parts.fake(params["generator"], drawn)
+        x_fake = parts.fake(params, drawn, batch)
         judged = parts.ask(params["discriminator"], x_fake, drawn)
         value = jax.nn.softplus(-judged["logit"]).mean()
         metrics = {"gan": value}
@@ -259,4 +271,4 @@ def siddm(
         return value, Aux({**metrics, "loss": value}, state)
 
     regress = residual if entropy and form != "none" and weight else None
-    return Adversarial(_discriminator(parts, r1, r1_every, denoise, regress), generator)
+    return Adversarial(_discriminator(parts, r1, r1_every, denoise, regress), generator, parts.forward)

@@ -38,10 +38,10 @@ class Noised(NamedTuple):
 
 
 def split_batch(batch: Batch) -> tuple[Tree, dict[str, Any], Array]:
-    """`(x, cond, index)` of a batch; a batch without `index` is taken as the whole global batch."""
+    """`(x, cond, index)` of a batch; a batch without `index` is the whole global batch, and "shared" is no condition."""
     x = batch["x"]
     size = jax.tree.leaves(x)[0].shape[0]
-    cond = {name: value for name, value in batch.items() if name not in ("x", "index")}
+    cond = {name: value for name, value in batch.items() if name not in ("x", "index", "shared")}
     return x, cond, batch["index"] if "index" in batch else jnp.arange(size)
 
 

@@ -7,9 +7,10 @@
     ema  <- ema + rate_n (params - ema)
     step <- n + 1
 
-A GAN is two updates. Because the updates share a key, XLA merges a forward pass that two of them have in common (an
-update with `every` above 1 sits in a `lax.cond` and shares nothing). Noise is drawn per example, from key_n and
-`batch["index"]`, so that micro-batches, devices and `pmap` all see the noise of the plain step.
+A GAN is two updates. What several losses need of one network's forward pass is computed once, before the first update
+(`Update.forward`), given to all of them as `batch["shared"]`, and the gradient of that network's own loss is pulled back
+through it. Noise is drawn per example, from key_n and `batch["index"]`, so that micro-batches, devices and `pmap` all see
+the noise of the plain step.
 
 If a loss, a gradient or an optimizer's step is not finite, the whole step is undone: parameters, optimizers, averages
 and mutable state keep their old values, only `step` advances, and the metric `finite` is 0.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -33,12 +35,17 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 class Update(NamedTuple):
-    """Descend `loss` with respect to `network` alone, at steps 0, every, 2 every, ..."""
+    """Descend `loss` with respect to `network` alone, at steps 0, every, 2 every, ...
+
+    `forward`, `(params, key, batch, step) -> tree`, is the part of this network's work that the step's losses share. A
+    loss that finds no `batch["shared"]` (micro-batches, validation) does that part for itself. One update may have it.
+    """
 
     network: str
     loss: LossFn
     optimizer: optax.GradientTransformation
     every: int = 1
+    forward: Callable[[Params, Key, Batch, Any], Tree] | None = None
 
 
 def update_names(updates: Sequence[Update]) -> list[str]:
@@ -93,26 +100,34 @@ def make_train_step(
 
     Metrics are scalars: `<update>/loss`, `.../grad_norm` (before clipping), `.../update_norm`, `<update>/<name>`
     for what the loss reports, and `finite` (1.0 or 0.0). Those of an update that `every` skipped are NaN.
-    Raises ValueError for no updates, `every` or `accumulate` below 1, or a batch that `accumulate` does not divide.
+    Raises ValueError for no updates, two with `forward`, `every` or `accumulate` below 1, or a batch that `accumulate` does
+    not divide.
     """
     if not updates:
         raise ValueError("make_train_step got no updates; give at least one Update(network, loss, optimizer)")
     for update in updates:
         if update.every < 1:
             raise ValueError(f"Update of '{update.network}' has every={update.every}; allowed: 1 or more")
+    if sum(update.forward is not None for update in updates) > 1:
+        raise ValueError("two Updates of a step have a forward; allowed: one")
     if accumulate < 1:
         raise ValueError(f"accumulate is {accumulate}; allowed: 1 or more micro-batches a step")
     names = update_names(updates)
 
-    def apply(update: Update, params: dict, opt: Any, state: dict, key: Any, batch: Batch, step: Any) -> tuple:
+    def apply(update: Update, params: dict, opt: Any, state: dict, key: Any, batch: Batch, step: Any, pull: Any) -> tuple:
         """-> (new parameters of its network, its optimizer state, mutable state, metrics)."""
+        network, own = params[update.network], update.forward is not None and pull is not None
 
-        def loss_of(network: Params, state: dict, part: Batch) -> tuple[Array, tuple[Metrics, dict]]:
-            value, aux = update.loss({**params, update.network: network}, state, key, part, step)
+        def loss_of(given: Params, state: dict, part: Batch) -> tuple[Array, tuple[Metrics, dict]]:
+            if own:  # the shared part stands between the network and the loss: differentiate both sides of it
+                given, part = given[0], {**part, "shared": given[1]}
+            value, aux = update.loss({**params, update.network: given}, state, key, part, step)
             return value, (dict(aux.metrics), state if aux.state is None else {**state, **aux.state})
 
-        network = params[update.network]
-        grads, metrics, state = _gradients(loss_of, network, state, batch, accumulate)
+        given = (network, batch["shared"]) if own else network
+        grads, metrics, state = _gradients(loss_of, given, state, batch, accumulate)
+        if own:
+            grads = jax.tree.map(jnp.add, grads[0], pull(grads[1])[0])
         if axis_name is not None:
             grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
             state = jax.tree.map(lambda s: jax.lax.pmean(s, axis_name) if _is_float(s) else s, state)
@@ -125,10 +140,16 @@ def make_train_step(
         params, opt, state = dict(train.params), dict(train.opt), train.state
         metrics: Metrics = {}
         finite = jnp.array(True)
+        pull = None
+        for update in updates:
+            if update.forward is not None and accumulate == 1:
+                alone = partial(_alone, update.forward, params, update.network, key, batch, train.step)
+                shared, pull = jax.vjp(alone, params[update.network])
+                batch = {**batch, "shared": shared}
         for name, update in zip(names, updates, strict=True):
 
             def run(params: dict, opt: Any, state: dict, update: Update = update) -> tuple:
-                *new, scalars = apply(update, params, opt, state, key, batch, train.step)
+                *new, scalars = apply(update, params, opt, state, key, batch, train.step, pull)
                 ok = jnp.isfinite(scalars["loss"]) & jnp.isfinite(scalars["grad_norm"])
                 return *new, scalars, ok & jnp.isfinite(scalars["update_norm"])
 
@@ -201,6 +222,11 @@ def _gradients(loss_of: Callable, network: Params, state: dict, batch: Batch, pa
     (state, total), _ = jax.lax.scan(add, (state, zeros), batches)
     grads, metrics = jax.tree.map(lambda x: x / parts, total)
     return grads, metrics, state
+
+
+def _alone(forward: Callable, params: dict, network: str, key: Key, batch: Batch, step: Any, own: Params) -> Tree:
+    """`forward` as a function of its own network's parameters."""
+    return forward({**params, network: own}, key, batch, step)
 
 
 def _norm(tree: Tree) -> Array:
