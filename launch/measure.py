@@ -38,11 +38,16 @@ def provenance() -> dict:
     return {"hardware": hardware(), "commit": commit, "versions": versions}
 
 
+def place(spec: str, overrides: list[tuple[str, str]], root: Path) -> Path:
+    """The run directory of a config and its overrides."""
+    name = configfile.load(spec, overrides).name
+    return root / "_".join([name, *(f"{key}={value}" for key, value in overrides)]).replace("/", "-")
+
+
 def measure(spec: str, overrides: list[tuple[str, str]], root: Path) -> dict:
     """Train and score one config: its row."""
-    config = configfile.load(spec, overrides)
-    name = "_".join([config.name, *(f"{key}={value}" for key, value in overrides)]).replace("/", "-")
-    workdir, start = root / name, time.process_time()
+    config, workdir = configfile.load(spec, overrides), place(spec, overrides, root)
+    start = time.process_time()
     before = max(training.steps(workdir), default=0)
     outcome = fit.train(config, workdir)
     if outcome.signal is not None:
