@@ -1,6 +1,6 @@
 """Pictures of points in the plane: real beside sampled, and a table of panels, methods down and network calls across.
 
-Axes follow the real points. Points beyond them are counted in their panel's title, never dropped unsaid.
+Axes follow the real points. Points beyond them are counted above or below their panel, never dropped unsaid.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _dots(panel: Any, points: np.ndarray, window: _Window, colour: str, size: fl
     span = np.array([-window.reach, window.reach])
     panel.set(xlim=window.middle[0] + span, ylim=window.middle[1] + span)
     panel.set_aspect("equal")
-    panel.spines[:].set_color("0.6")
+    panel.spines[:].set(color="0.6", visible=True)
 
 
 def _pixels(canvas: Any) -> np.ndarray:
@@ -125,7 +125,8 @@ def scatter_table(
         shown = rng.permutation(points)[:most]
         outside = window.outside(shown)
         _dots(panel, shown, window, colour, 1.6, 0.3)
-        panel.set_title(words + (f", {outside:,} outside" if outside else ""), fontsize=8)
+        panel.set_title(words, fontsize=8)
+        panel.set_xlabel(f"{outside:,} of {len(shown):,} outside" if outside else "", fontsize=7, color="0.4")
         panel.set(xticks=[], yticks=[])
         return panel
 

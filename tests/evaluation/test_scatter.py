@@ -23,11 +23,13 @@ def red(part):
 
 @pytest.fixture
 def titles(monkeypatch):
-    """The words of every panel, as they are set."""
+    """The words above every panel, as they are set, and those below it where there are any."""
     from matplotlib.axes import Axes
 
-    said, inner = [], Axes.set_title
-    monkeypatch.setattr(Axes, "set_title", lambda self, words, **how: (said.append(words), inner(self, words, **how)))
+    said, above, below = [], Axes.set_title, Axes.set_xlabel
+    monkeypatch.setattr(Axes, "set_title", lambda self, words, **how: (said.append(words), above(self, words, **how)))
+    monkeypatch.setattr(Axes, "set_xlabel", lambda self, words, **how: (
+        said.extend([words] if words else []), below(self, words, **how)))
     return said
 
 
@@ -54,7 +56,7 @@ def test_scatter_table_puts_each_panel_in_its_place(titles):
     assert min(red(cells[0][k]) for k in (1, 2)) > 500 > red(cells[1][2]) > 10
     middle = cells[1][1][20:-20, 20:-20]
     assert (middle == 255).all(), "a panel that is not there leaves a hole"
-    assert titles == ["real\nfloor 0.1", "T = 2", "T = 4\nFD 0.2, 7 outside", ""]
+    assert titles == ["real\nfloor 0.1", "T = 2", "T = 4\nFD 0.2", "7 of 3,007 outside", ""]
 
 
 def test_a_table_draws_at_most_so_many(titles):
