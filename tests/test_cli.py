@@ -228,7 +228,7 @@ WRONG = {
     "config key without a value": ((*TRAIN, "--config.seed"), ("--config.seed has no value",)),
     "no workdir": (("sample", "--out=a.png"), ("--workdir",)),
     "no config file": (("train", "--config={new}.py", "--workdir={new}"), ("no config at", "configs/digits.py")),
-    "config word": (("train", POINTS + ",methud=ddpm", "--workdir={new}"), ("methud=ddpm", "method, smoke")),
+    "config word": (("train", POINTS + ",methud=ddpm", "--workdir={new}"), ("methud=ddpm", "method, steps, smoke")),
     "method": (("train", POINTS + ",method=dppm", "--workdir={new}"), ("method is 'dppm'", "ddpm, iddpm")),
     "config key": ((*TRAIN, "--config.train.setps=3"), ("no key 'train.setps'", "train.steps")),
     "config type": ((*TRAIN, "--config.train.steps=many"), ("train.steps is 'many'", "int")),

@@ -28,6 +28,12 @@ FULL = {
     "imagenet64": Facts((64, 64, 3), 1000, 256, "image"),
     "gaussians25": Facts((2,), 0, 0, "points"),
 }
+# few-step generators: facts at full size, steps
+FEW_STEPS = {
+    "digits_gan": (DIGITS, 4), "mnist5k_gan": (FULL["mnist5k"], 4), "cifar10_ddgan": (FULL["cifar10"], 4),
+    "cifar10_siddm": (FULL["cifar10"], 4), "celebahq256_ddgan": (Facts((256, 256, 3), 0, 256, "image"), 2),
+    "celebahq256_siddm": (Facts((256, 256, 3), 0, 256, "image"), 2), "imagenet64_siddm": (FULL["imagenet64"], 4),
+}
 SMOKE = FULL | {"cifar10": Facts((16, 16, 3), 0, 17, "image"), "imagenet64": Facts((16, 16, 3), 10, 17, "image")}
 
 
@@ -36,8 +42,8 @@ def load(name, words="", **overrides):
 
 
 def test_every_config_is_here():
-    found = {path.stem for path in CONFIGS.glob("*.py")} - {"common"}
-    assert found == {*FULL, "classifier", "noisy_classifier", "inverse", "cmde"}
+    found = {path.stem for path in CONFIGS.glob("*.py")} - {"common", "gan"}
+    assert found == {*FULL, "classifier", "noisy_classifier", "inverse", "cmde", *FEW_STEPS}
     for name in found:  # a config says what it is and how it is run
         assert f"--config=configs/{name}.py" in (CONFIGS / f"{name}.py").read_text()
 

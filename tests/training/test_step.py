@@ -136,6 +136,47 @@ def test_updates_share_the_key_and_see_earlier_ones():
     assert float(state.ema["gen"]["half"]) == 0.75
 
 
+def test_what_losses_share_is_computed_once_and_pulled_back():
+    """`forward` counts its calls; gradients are those of losses that do the shared work themselves, micro-batches too."""
+    calls = []
+
+    def forward(params, key, batch, step):
+        calls.append(1)
+        return jnp.sin(params["gen"]["w"] * batch["x"])
+
+    def fake(params, key, batch, step):
+        return batch["shared"] if "shared" in batch else forward(params, key, batch, step)
+
+    def disc_loss(params, state, key, batch, step):
+        made = fake(params, key, batch, step)
+        return ((params["disc"]["w"] * made - batch["x"]) ** 2).mean(), Aux({})
+
+    def gen_loss(params, state, key, batch, step):  # reads its parameters beside the shared part too
+        made = fake(params, key, batch, step)
+        return ((params["disc"]["w"] * made + params["gen"]["w"]) ** 2).mean(), Aux({})
+
+    def train(shared, accumulate=1, every=1):
+        updates = [Update("disc", disc_loss, optax.sgd(0.1)),
+                   Update("gen", gen_loss, optax.sgd(0.1), every, forward if shared else None)]
+        params = {"disc": {"w": jnp.array(0.7)}, "gen": {"w": jnp.array(0.4)}}
+        step = jax.jit(make_train_step(updates, {}, accumulate=accumulate))
+        state = init_state(params, updates, {}, jax.random.key(0))
+        calls.clear()
+        for n in range(3):
+            state, metrics = step(state, {"x": jnp.linspace(0.1, 1.0, 4) + n})
+        return state.params, metrics, len(calls)
+
+    (alone, metrics, twice), (once, same, count) = train(False), train(True)
+    assert twice == 2 * count  # in the program's text, however often it is traced
+    assert abs(float(alone["gen"]["w"]) - 0.4) > 0.01
+    close(once, alone)
+    close(same, metrics)
+    close(train(True, accumulate=2)[0], alone)
+    close(train(True, every=2)[0], train(False, every=2)[0])
+    with pytest.raises(ValueError, match="two Updates of a step have a forward"):
+        make_train_step([Update("gen", gen_loss, optax.sgd(0.1), 1, forward)] * 2, {})
+
+
 def test_every_skips_and_says_so():
     step, state = two_networks(every=3)
     step, moved, losses = jax.jit(step), [], []
