@@ -176,7 +176,7 @@ def discriminator(config: ConfigDict, known: Facts) -> Any:
             part[key] = tables.pick(DTYPES, part[key], f"discriminator.{key}")
     value = lambda key: tables.setting(tables.LOSSES, config.loss, key)
     extra = {"num_classes": known.num_classes, "out_channels": known.shape[-1], "denoise": bool(value("denoise")),
-             "regress": bool(value("entropy") and value("weight")) and value("form") != "none"}
+             "regress": bool(value("entropy") and value("weight"))}
     if config.discriminator.kind == "conv":
         extra |= {"image": bool(known.condition), "mask": "mask" in batch_keys(config, known)}
     return tables.make(tables.DISCRIMINATORS, part, "discriminator", "discriminator", **extra)

@@ -47,7 +47,7 @@ VARIANTS = {
     "siddm_printed": Variant("siddm", {"loss.form": "printed"}, "SIDDM, as printed"),
     "siddm_no_c": Variant("siddm", {"loss.entropy": "False"}, "SIDDM without C"),
     "siddm_no_anchor": Variant("siddm", {"loss.anchor": "0"}, "SIDDM without anchor"),
-    "siddm_no_afd": Variant("siddm", {"loss.weight": "0"}, "SIDDM without AFD"),  # as form "none"
+    "siddm_no_afd": Variant("siddm", {"loss.weight": "0"}, "SIDDM without AFD"),
 }
 
 # Frechet distances of Xu et al. 2023, table 1

@@ -121,7 +121,7 @@ def test_no_likelihood(points, capsys):
 
 WRONG = {
     "lambda below zero": (["loss.weight=-1"], ["loss.weight is -1", "0 or more"]),
-    "form": (["loss.form=kll"], ["loss.form is 'kll'", "kl, printed, none"]),
+    "form": (["loss.form=kll"], ["loss.form is 'kll'", "kl, printed"]),
     "no latent": (["network.latent_dim=0"], ["latent_dim is 0"]),
     "no discriminator": (["discriminator.kind=none"], ["discriminator.kind 'none'", "mlp"]),
     "a discriminator of pictures": (["discriminator.kind=conv", "discriminator.width=None"], ["'points'", "mlp for points"]),

@@ -36,7 +36,7 @@ from jaxdiff.sde.parameterizations import Parameterization, c_noise
 from jaxdiff.trees import example_keys, expand, noise_per_example
 from jaxdiff.types import Array, Aux, Batch, Key, LossFn, Params
 
-FORMS = ("kl", "printed", "none")
+FORMS = ("kl", "printed")
 Discriminate = Callable[..., dict[str, Array]]
 
 
@@ -228,8 +228,8 @@ def siddm(
 
     Args:
       total_steps: of the training; the anchor of "kl" reaches 0 there.
-      form: "kl", "printed" or "none" (see the module's head).
-      weight: lambda, the weight of AFD in G's loss.
+      form: "kl" or "printed" (see the module's head).
+      weight: lambda, the weight of AFD in G's loss; 0 leaves it out.
       entropy: False leaves out the head c (needs "residual") and its terms.
       anchor: a; without one "kl" has no warm-up.
       warmup: steps of the anchor alone.
@@ -265,10 +265,10 @@ def siddm(
         judged = parts.ask(params["discriminator"], x_fake, drawn)
         value = jax.nn.softplus(-judged["logit"]).mean()
         metrics = {"gan": value}
-        if form != "none" and weight:
+        if weight:
             added, told = afd(drawn, x_fake, judged, step)
             value, metrics = value + weight * added, {**metrics, **told, "afd": added}
         return value, Aux({**metrics, "loss": value}, state)
 
-    regress = residual if entropy and form != "none" and weight else None
+    regress = residual if entropy and weight else None
     return Adversarial(_discriminator(parts, r1, r1_every, denoise, regress), generator, parts.forward)

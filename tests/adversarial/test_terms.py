@@ -108,7 +108,7 @@ def by_hand(world, params, drawn, step, pair=False, form="kl", weight=1.0, entro
         d += denoise * ((c_in[at] * phi["H"][at] @ x_s + phi["h"][at] - x_0) ** 2).mean()
         if step % r1_every == 0:
             d += r1 / 2 * (c_in[at] ** 2 * (phi["Q"][at] @ sees(x_s) + phi["l"][at])[: world.d] ** 2).sum()
-        has_afd = not pair and form != "none" and weight > 0
+        has_afd = not pair and weight > 0
         if has_afd and entropy:
             d += ((regressed - c) ** 2).mean()
         told = ((regressed - c) ** 2).mean() if entropy else 0.0
@@ -136,7 +136,6 @@ SWITCHES = {
     "no anchor": {"anchor": 0.0},
     "no C": {"entropy": False},
     "no C, no anchor": {"entropy": False, "anchor": 0.0},
-    "no AFD": {"form": "none"},
     "lambda 0": {"weight": 0.0},
     "no denoising": {"denoise": 0.0},
     "printed": {"form": "printed"},
