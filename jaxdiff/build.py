@@ -175,8 +175,9 @@ def discriminator(config: ConfigDict, known: Facts) -> Any:
         if part[key] is not None:
             part[key] = tables.pick(DTYPES, part[key], f"discriminator.{key}")
     value = lambda key: tables.setting(tables.LOSSES, config.loss, key)
+    regress = bool(value("entropy") and value("weight"))
     extra = {"num_classes": known.num_classes, "out_channels": known.shape[-1], "denoise": bool(value("denoise")),
-             "regress": bool(value("entropy") and value("weight"))}
+             "regress": regress, "variance": regress and bool(value("variance"))}
     if config.discriminator.kind == "conv":
         extra |= {"image": bool(known.condition), "mask": "mask" in batch_keys(config, known)}
     return tables.make(tables.DISCRIMINATORS, part, "discriminator", "discriminator", **extra)

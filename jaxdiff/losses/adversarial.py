@@ -38,6 +38,7 @@ from jaxdiff.types import Array, Aux, Batch, Key, LossFn, Params
 
 FORMS = ("kl", "printed")
 Discriminate = Callable[..., dict[str, Array]]
+Regress = Callable[["Drawn", Array, dict[str, Array]], Array]  # (drawn, x'_s, D's outputs there) -> scalar
 
 
 class Adversarial(NamedTuple):
@@ -144,9 +145,9 @@ def _check(**values: float) -> None:
 
 
 def _discriminator(
-    parts: _Parts, r1: float, r1_every: int, denoise: float, residual: Callable[[Drawn, Array], Array] | None
+    parts: _Parts, r1: float, r1_every: int, denoise: float, regress: Regress | None
 ) -> LossFn:
-    """D's loss; with `residual`, `(drawn, x'_s) -> r`, its head c regresses it."""
+    """D's loss; `regress` is that of its head c."""
 
     def loss(params: Params, state: Any, key: Key, batch: Batch, step: Any) -> tuple[Array, Aux]:
         drawn = parts.draw(key, batch)
@@ -158,8 +159,8 @@ def _discriminator(
         if denoise:
             metrics["denoise"] = _square(real["x0"] - drawn.x0)
             value += denoise * metrics["denoise"]
-        if residual is not None:
-            metrics["regress"] = _square(residual(drawn, x_fake) - fake["residual"])
+        if regress is not None:
+            metrics["regress"] = regress(drawn, x_fake, fake)
             value += metrics["regress"]
         if r1:
             due = jnp.asarray(step) % r1_every == 0
@@ -217,6 +218,7 @@ def siddm(
     form: str = "kl",
     weight: float = 1.0,
     entropy: bool = True,
+    variance: bool = False,
     anchor: float = 1.0,
     warmup: int = 400,
     denoise: float = 1.0,
@@ -231,6 +233,8 @@ def siddm(
       form: "kl" or "printed" (see the module's head).
       weight: lambda, the weight of AFD in G's loss; 0 leaves it out.
       entropy: False leaves out the head c (needs "residual") and its terms.
+      variance: c predicts a variance v beside its mean (needs "log_variance"), and |r - c|^2 becomes |r - c|^2 / v + ln v:
+        without it the bound is loose by v - 1 - ln v, and a generator that ignores z pays nothing for its small v.
       anchor: a; without one "kl" has no warm-up.
       warmup: steps of the anchor alone.
     """
@@ -239,6 +243,9 @@ def siddm(
         raise ValueError(f"loss.form is {form!r}; allowed: {', '.join(FORMS)}")
     if form == "kl" and anchor and total_steps <= warmup:
         raise ValueError(f"loss.warmup is {warmup} of {total_steps} steps; allowed: fewer than train.steps")
+    if variance and form == "printed":
+        raise ValueError("loss.variance is True, and the printed form regresses fresh noise, whose variance is known; mend: "
+                         "loss.form=kl")
     parts = _parts(apply_fn, discriminate, path, parameterization, latent_dim, draw_cond, pair=False)
 
     def residual(drawn: Drawn, x_fake: Array) -> Array:
@@ -247,10 +254,17 @@ def siddm(
         a, v = transition_coefficients(path, drawn.t - 1, drawn.t)
         return (drawn.x_t - expand(a, x_fake) * x_fake) / expand(jnp.sqrt(v), x_fake)
 
+    def regress(drawn: Drawn, x_fake: Array, judged: dict[str, Array]) -> Array:
+        error = (residual(drawn, x_fake) - judged["residual"]) ** 2
+        if variance:
+            log_v = 5 * jnp.tanh(judged["log_variance"] / 5)  # bounded, or one certain guess would outweigh a batch
+            error = error * jnp.exp(-log_v) + log_v
+        return mean_per_example(error).mean()
+
     def afd(drawn: Drawn, x_fake: Array, judged: dict[str, Array], step: Any) -> tuple[Array, dict[str, Array]]:
         a, v = transition_coefficients(path, drawn.t - 1, drawn.t)
         r = residual(drawn, x_fake)
-        gain = _square(r - judged["residual"]) if entropy else jnp.zeros(())
+        gain = regress(drawn, x_fake, judged) if entropy else jnp.zeros(())
         near = (mean_per_example((x_fake - drawn.x_s) ** 2) * a**2 / v).mean()
         if form == "printed":
             return anchor * near - gain, {"near": near, "entropy": gain}
@@ -270,5 +284,5 @@ def siddm(
             value, metrics = value + weight * added, {**metrics, **told, "afd": added}
         return value, Aux({**metrics, "loss": value}, state)
 
-    regress = residual if entropy and weight else None
-    return Adversarial(_discriminator(parts, r1, r1_every, denoise, regress), generator, parts.forward)
+    head = regress if entropy and weight else None
+    return Adversarial(_discriminator(parts, r1, r1_every, denoise, head), generator, parts.forward)

@@ -38,14 +38,15 @@ def leaky(x: Array) -> Array:
 
 
 def heads_of(net: Any) -> tuple[str, ...]:
-    """The outputs beside the logit that `net` was built for, in the order of their channels: "x0", "residual"."""
-    return ("x0",) * net.denoise + ("residual",) * net.regress
+    """The outputs beside the logit that `net` was built for, in the order of their channels."""
+    return ("x0",) * net.denoise + ("residual",) * net.regress + ("log_variance",) * net.variance
 
 
 def heads_init(net: Any, channels: int) -> Any:
-    """An initializer of the last kernel [..., channels * heads]: the house's for "x0", zeros for "residual".
+    """An initializer of the last kernel [..., channels * heads]: the house's for "x0", zeros for the rest.
 
-    So the regression head in residual form starts as sqrt(1 - beta) x_s, its best answer while it knows nothing.
+    So the regression head in residual form starts as sqrt(1 - beta) x_s with variance beta, its best answer while it knows
+    nothing.
     """
     live = channels * net.denoise
 
@@ -102,8 +103,9 @@ class DiscriminatorBlock(nn.Module):
 class Discriminator(nn.Module):
     """x [B, H, W, C], c_noise t [B], cond -> {"logit": [B], "x0", "residual": [B, H, W, out_channels]}, float32.
 
-    "x0" is there with `denoise`, "residual" with `regress`; without both there is no decoder. For a joint
-    discriminator the caller puts x_t behind the channels of x_s. Scores are higher for what looks real.
+    "x0" is there with `denoise`, "residual" with `regress`, and with `variance` "log_variance", of the residual's shape;
+    without them there is no decoder. For a joint discriminator the caller puts x_t behind the channels of x_s. Scores are
+    higher for what looks real.
 
     Size. `channels` at full resolution, times `channel_mult` per level; every level after the first halves first;
         `num_blocks` blocks a level. The decoder mirrors the levels: nearest doubling, the level's skip, its blocks.
@@ -128,6 +130,7 @@ class Discriminator(nn.Module):
     minibatch_std: int = 4
     denoise: bool = False
     regress: bool = False
+    variance: bool = False
     time_embedding: str = "sinusoidal"
     image: bool = False
     mask: bool = False

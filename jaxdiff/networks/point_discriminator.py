@@ -17,12 +17,13 @@ from jaxdiff.types import Array, Cond, Time
 class PointDiscriminator(nn.Module):
     """x [B, D], c_noise t [B], cond -> {"logit": [B], "x0", "residual": [B, out_channels]}, float32.
 
-    "x0" is there with `denoise`, "residual" with `regress` (Xu et al. 2023, SIDDM); for a joint discriminator (Xiao et
-    al. 2022, DDGAN) the caller puts x_t behind x_s. `depth`, `width`, `fourier_features`, `fourier_scale` (of all of
-    x), `num_classes` (reads `cond["label"]`) and `image` (a known vector, `cond["image"]`) as in `MLP`. The activation
-    is SiLU, which is smooth: a penalty on the score's gradient has a gradient everywhere. `minibatch_std` n > 0 shows
-    one more layer, before the score, how much n neighbours of the batch differ. `train` changes nothing. Last layers in
-    float32 (float64 if `dtype` is); the "residual" head starts at zero, and scores start near it.
+    "x0" is there with `denoise`, "residual" with `regress` and "log_variance", like it, with `variance` (Xu et al. 2023,
+    SIDDM); for a joint discriminator (Xiao et al. 2022, DDGAN) the caller puts x_t behind x_s. `depth`, `width`,
+    `fourier_features`, `fourier_scale` (of all of x), `num_classes` (reads `cond["label"]`) and `image` (a known vector,
+    `cond["image"]`) as in `MLP`. The activation is SiLU, which is smooth: a penalty on the score's gradient has a gradient
+    everywhere. `minibatch_std` n > 0 shows one more layer, before the score, how much n neighbours of the batch differ.
+    `train` changes nothing. Last layers in float32 (float64 if `dtype` is); the "residual" head starts at zero, and scores
+    start near it.
     """
 
     out_channels: int = 2
@@ -36,6 +37,7 @@ class PointDiscriminator(nn.Module):
     minibatch_std: int = 0
     denoise: bool = False
     regress: bool = False
+    variance: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
