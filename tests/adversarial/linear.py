@@ -31,7 +31,8 @@ def discriminate(params, x, c_noise, cond):
     d = params["w"].shape[1]
     linear = lambda gain, offset: jnp.einsum("bij,bj->bi", params[gain][at], x[:, :d]) + params[offset][at]
     logit = 0.5 * jnp.einsum("bi,bij,bj->b", x, params["Q"][at], x) + (params["l"][at] * x).sum(1) + params["k"][at]
-    return {"logit": logit, "x0": linear("H", "h"), "residual": linear("W", "w")}
+    outputs = {"logit": logit, "x0": linear("H", "h"), "residual": linear("W", "w")}
+    return outputs | ({"log_variance": params["u"][at]} if "u" in params else {})
 
 
 def flat(tree):

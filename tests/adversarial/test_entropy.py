@@ -4,6 +4,8 @@ Let v = Var(x_t | x'_s) under the generator and c* the regression of r on x'_s. 
 
     bracket* / 2 = E (E[x_t | x'_s] - a x'_s)^2 / (2 beta)
     KL           = bracket* / 2 + (v / beta - 1 - ln(v / beta)) / 2         and the gap is 0 iff v = beta
+
+With a learned variance, whose best is ln(v / beta), there is no gap: bracket* / 2 = KL.
 """
 
 import jax
@@ -58,3 +60,24 @@ def test_the_bracket_is_the_divergence_less_its_gap(x64, monkeypatch, name):
             assert abs(half) < 1e-12 and gap < 1e-12
         else:
             assert half > 1e-3 and (gap > 1e-4) == (name != "shifted")  # a shift leaves Var(x_t | x'_s) as it is
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_with_a_learned_variance_the_bracket_is_the_divergence(x64, monkeypatch, name):
+    """And C is stationary there: its loss is the bracket's second half."""
+    theta = GENERATORS[name](LINE.truth())
+    phi = silent(LINE.optimal(theta))
+    made = losses(LINE, "siddm", anchor=0.0, variance=True, denoise=0.0)
+    for t in range(1, LINE.steps + 1):
+        monkeypatch.setattr(adversarial, "draw_chain", lambda *_, t=t: balanced(LINE, [t]))
+        kl, v = divergence(theta, t)
+        told = np.log(v / LINE.betas[t - 1])
+        assert abs(told) < 4
+        phi = {**phi, "u": np.full((LINE.steps, 1), 5 * np.arctanh(told / 5))}
+        value = float(made.generator({"generator": theta, "discriminator": phi}, None, KEY, {}, 0)[0])
+        np.testing.assert_allclose((value - np.log(2)) / 2, kl, rtol=1e-6, atol=1e-9)
+        of_c = lambda own, theta=theta: made.discriminator({"generator": theta, "discriminator": own}, None, KEY, {}, 0)[0]
+        slopes = jax.grad(of_c)(jax.tree.map(np.asarray, phi))
+        assert max(float(np.abs(slopes[key]).max()) for key in ("W", "w", "u")) < 1e-9
+        moved = jax.grad(of_c)({**phi, "u": phi["u"] + 0.1})
+        assert np.abs(moved["u"]).max() > 1e-2

@@ -125,6 +125,7 @@ def rows() -> dict[str, Row]:
                 minibatch_std=0,  # the one thing in which an example sees others
                 denoise=True,
                 regress=True,
+                variance=True,
                 num_classes=5,
                 image=True,
                 mask=True,
@@ -136,7 +137,7 @@ def rows() -> dict[str, Row]:
         ),
         "point_discriminator": Row(
             PointDiscriminator(
-                width=16, depth=1, fourier_features=8, denoise=True, regress=True, num_classes=5, image=True
+                width=16, depth=1, fourier_features=8, denoise=True, regress=True, variance=True, num_classes=5, image=True
             ),
             normal(0, BATCH, 4),
             {"label": LABELS, "image": normal(8, BATCH, 1)},

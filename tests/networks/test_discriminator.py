@@ -15,7 +15,7 @@ from tests.networks.table import normal, quick, random_params
 
 TIMES = jnp.array([0.0, 1.0, 2.0, 3.0])
 LABELS = jnp.array([0, 1, 2, 2])
-HEADS = {"denoise": True, "regress": True}
+HEADS = {"denoise": True, "regress": True, "variance": True}
 IMAGE = Discriminator(out_channels=3, channels=4, channel_mult=(1, 2), num_classes=3, minibatch_std=2, **HEADS)
 POINT = PointDiscriminator(width=8, depth=1, num_classes=3, minibatch_std=2, **HEADS)
 X = {"image": normal(0, 4, 8, 8, 6), "point": normal(1, 4, 4)}  # joint: x_s beside x_t
@@ -53,23 +53,24 @@ def shapes(net, x, t=TIMES, cond=None):
     return y, flatten_dict(variables["params"], sep="/")
 
 
-@pytest.mark.parametrize("denoise, regress", product((False, True), repeat=2))
-def test_outputs_by_field(denoise, regress):
+@pytest.mark.parametrize("denoise, regress, variance", product((False, True), repeat=3))
+def test_outputs_by_field(denoise, regress, variance):
     """Each head only where it is asked for, float32 whatever the arithmetic; and no decoder where there is none."""
-    heads = ["residual"] * regress + ["x0"] * denoise  # as jax sorts the keys of a dict
+    heads = ["log_variance"] * variance + ["residual"] * regress + ["x0"] * denoise  # as jax sorts the keys of a dict
+    asked = {"denoise": denoise, "regress": regress, "variance": variance}
     for patch, dtype in product((1, 2), (jnp.float32, jnp.bfloat16)):
-        net = Discriminator(2, 8, (1, 2, 2), denoise=denoise, regress=regress, patch_size=patch, dtype=dtype)
+        net = Discriminator(2, 8, (1, 2, 2), **asked, patch_size=patch, dtype=dtype)
         y, params = shapes(net, jnp.zeros((4, 8, 16, 6)))
-        assert list(y) == ["logit", *heads]
-        assert [v.shape for v in y.values()] == [(4,)] + [(4, 8, 16, 2)] * len(heads)
+        assert sorted(y) == sorted(["logit", *heads]) == list(y)
+        assert [y[name].shape for name in ("logit", *heads)] == [(4,)] + [(4, 8, 16, 2)] * len(heads)
         assert {v.dtype for v in y.values()} == {jnp.dtype("float32")}
         assert any(name.startswith(("up_", "heads")) for name in params) == bool(heads)
         if heads:
             assert params["heads/kernel"].shape == (3, 3, 8, 2 * patch**2 * len(heads))
-        point = PointDiscriminator(3, 8, denoise=denoise, regress=regress, dtype=dtype)
+        point = PointDiscriminator(3, 8, **asked, dtype=dtype)
         y, params = shapes(point, jnp.zeros((4, 6)))
-        assert list(y) == ["logit", *heads] and {v.dtype for v in y.values()} == {jnp.dtype("float32")}
-        assert [v.shape for v in y.values()] == [(4,)] + [(4, 3)] * len(heads)
+        assert list(y) == sorted(["logit", *heads]) and {v.dtype for v in y.values()} == {jnp.dtype("float32")}
+        assert [y[name].shape for name in ("logit", *heads)] == [(4,)] + [(4, 3)] * len(heads)
         assert ("heads/kernel" in params) == bool(heads)
 
 
@@ -93,7 +94,7 @@ def test_who_sees_whom(ready):
     """An example's score looks at its group of two; the heads at nothing but their own example."""
     seen = ready.moved(x=ready.x.at[3].add(1.0))
     assert seen["logit"] == [False, False, True, True]
-    assert seen["x0"] == seen["residual"] == [False, False, False, True]
+    assert seen["x0"] == seen["residual"] == seen["log_variance"] == [False, False, False, True]
     alone = ready.net.clone(minibatch_std=0)
     params = random_params(alone, ready.x, TIMES)
     a, b = (call_of(alone)(params, x, TIMES, LABELS)["logit"] for x in (ready.x, ready.x.at[3].add(1.0)))
@@ -107,21 +108,21 @@ def test_every_output_reads_time_and_label(ready):
 
 def test_where_gradients_go(ready):
     """Every output reaches the whole trunk; the decoder learns from the heads alone, the score's layers from it alone."""
-    names = ("logit", "x0", "residual")
+    names = ("logit", "x0", "residual", "log_variance")
 
     def weighted(p, weights):
         y = ready.net.apply({"params": p}, ready.x, TIMES, {"label": LABELS})
         return sum(w * y[k].sum() for w, k in zip(weights, names, strict=True))
 
-    grads = quick(jax.vmap(jax.grad(weighted), in_axes=(None, 0)))(ready.params, jnp.eye(3))
+    grads = quick(jax.vmap(jax.grad(weighted), in_axes=(None, 0)))(ready.params, jnp.eye(4))
     for name, g in flatten_dict(grads, sep="/").items():
         assert bool(jnp.isfinite(g).all()), name
         for k, row in zip(names, np.abs(np.asarray(g)), strict=True):
             ours = name.startswith(("logit", "last", "compare")) if k == "logit" else name.startswith(("up_", "heads"))
             others = name.startswith(("logit", "last", "compare", "up_", "heads")) and not ours
             assert (row.max() > 1e-6) != others, (name, k)
-    bias = np.asarray(grads["heads"]["bias"])[1:].reshape(2, 2, -1) > 0
-    assert bias[0, 0].all() and bias[1, 1].all() and not bias[0, 1].any() and not bias[1, 0].any()
+    bias = np.asarray(grads["heads"]["bias"])[1:].reshape(3, 3, -1) > 0
+    assert (bias.all(-1) == np.eye(3, dtype=bool)).all() and (bias.any(-1) == np.eye(3, dtype=bool)).all()
 
 
 def test_at_initialisation(ready):
