@@ -133,7 +133,7 @@ def rows() -> dict[str, Row]:
             images(6),
             {"label": LABELS, "image": spatial["image"], "mask": spatial["mask"]},
             {"label": LABELS - 1, "image": -spatial["image"], "mask": 1 - spatial["mask"]},
-            (BATCH, 1 + 2 * 8 * 8 * 3),
+            (BATCH, 1 + 3 * 8 * 8 * 3),
         ),
         "point_discriminator": Row(
             PointDiscriminator(
@@ -142,6 +142,6 @@ def rows() -> dict[str, Row]:
             normal(0, BATCH, 4),
             {"label": LABELS, "image": normal(8, BATCH, 1)},
             {"label": LABELS - 1, "image": normal(10, BATCH, 1)},
-            (BATCH, 1 + 2 * 2),
+            (BATCH, 1 + 3 * 2),
         ),
     }
