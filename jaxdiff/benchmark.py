@@ -185,5 +185,5 @@ def measure(config: ConfigDict, batch_size: int | None = None, seconds: float = 
     run = Run(config, params, build.path(config), known, net, 0)
     num = min(config.data.batch_size, 64)
     yield from _sampler_lines(run, num, seconds)
-    if known.num_classes and not known.condition:
+    if known.num_classes and not known.condition and not build.adversarial(config):
         yield _guidance_line(run, num, seconds)

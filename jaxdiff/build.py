@@ -7,7 +7,7 @@ notebook could have made by hand.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -202,26 +202,26 @@ def apply(config: ConfigDict, net: Any, known: Facts, train: bool = False) -> Ca
 def init_params(config: ConfigDict, net: Any, known: Facts, key: Key) -> Params:
     """Fresh parameters. They depend on the key and the config only, not on the batch size."""
     keys = batch_keys(config, known)
-    x = jnp.zeros((2, *known.shape))
+    x, told = [known.shape], {}
     if joint(config):
-        x = jnp.concatenate([x, jnp.zeros((2, *keys.pop("image")))], axis=-1)
-    cond = {name: jnp.zeros((2, *shape), jnp.int32 if name == "label" else jnp.float32) for name, shape in keys.items()
-            if name not in ("x", "index")}
-    if config.network.kind == "classifier":
-        cond = {}
+        x.append(keys.pop("image"))
     if config.network.latent_dim:
-        cond["z"] = jnp.zeros((2, config.network.latent_dim))
-    return jax.jit(lambda k: net.init(k, x, jnp.ones(2), cond or None)["params"])(key)
+        told["z"] = (config.network.latent_dim,)
+    return _fresh(net, x, {} if config.network.kind == "classifier" else {**keys, **told}, key)
 
 
 def init_discriminator(config: ConfigDict, net: Any, known: Facts, key: Key) -> Params:
     """Fresh parameters of the discriminator; DDGAN's sees two pictures side by side."""
-    keys = batch_keys(config, known)
-    x = jnp.zeros((2, *known.shape))
-    x = jnp.concatenate([x, x], axis=-1) if config.loss.kind == "ddgan" else x
+    seen = 2 if config.loss.kind == "ddgan" else 1
+    return _fresh(net, [known.shape] * seen, batch_keys(config, known), key)
+
+
+def _fresh(net: Any, x: Sequence[tuple[int, ...]], keys: dict[str, tuple[int, ...]], key: Key) -> Params:
+    """Parameters of a network that is shown variables of shapes `x`, channels side by side, and told `keys`."""
+    seen = jnp.concatenate([jnp.zeros((2, *shape)) for shape in x], axis=-1)
     cond = {name: jnp.zeros((2, *shape), jnp.int32 if name == "label" else jnp.float32) for name, shape in keys.items()
             if name not in ("x", "index")}
-    return jax.jit(lambda k: net.init(k, x, jnp.ones(2), cond or None)["params"])(key)
+    return jax.jit(lambda k: net.init(k, seen, jnp.ones(2), cond or None)["params"])(key)
 
 
 class Objective(NamedTuple):
