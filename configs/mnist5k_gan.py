@@ -22,7 +22,7 @@ def get_config(arg: str = ""):
     with config.ignore_type():
         config.network.update({"channels": 48, "channel_mult": (1, 2), "num_blocks": 2, "attention_resolutions": (7,),
                                "head_channels": 48, "patch_size": 2})
-        config.discriminator.update({"channels": 64, "channel_mult": (1, 2), "patch_size": 2})
+        config.discriminator.update({"channels": 32, "channel_mult": (1, 2), "patch_size": 2})
     config.data.batch_size = 64
     config.train.update({"steps": 6000, "log_every": 100, "eval_every": 2000, "checkpoint_every": 2000, "preview": 100})
     config.evaluate.num = 1000
