@@ -34,11 +34,14 @@ def get_config(arg: str = ""):
     config.sampler.threshold = None  # points have no range to clip to
     if few:
         with config.ignore_type():
-            config.network.update({"depth": 2, "latent_dim": 2})
-            config.discriminator.update({"kind": "mlp", "width": 128, "depth": 2, "fourier_features": 64,
-                                         "fourier_scale": 1.0})
-            for name in ("optimizer", "discriminator_optimizer"):
-                config[name].update({"learning_rate": 1e-3, "b1": 0.5, "b2": 0.99, "warmup_steps": 0, "decay": "cosine",
+            # found by some forty runs of a minute; a group of the minibatch mixes times, too many of them at T = 16
+            alike = {"width": 64, "depth": 2, "fourier_features": 64, "fourier_scale": 0.4}
+            config.network.update({**alike, "latent_dim": 2})
+            config.discriminator.update({"kind": "mlp", **alike, "minibatch_std": 32 if arg.steps <= 8 else 0})
+            if arg.method == "siddm":
+                config.loss.denoise = 0.3 if arg.steps <= 8 else 1.0
+            for name, rate in (("optimizer", 1e-3), ("discriminator_optimizer", 2e-3)):
+                config[name].update({"learning_rate": rate, "b1": 0.5, "b2": 0.99, "warmup_steps": 0, "decay": "cosine",
                                      "clip": None})
         config.train.update({"steps": 4000, "eval_every": 4000})
         config.evaluate.num = 50_000

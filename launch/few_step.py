@@ -42,7 +42,7 @@ class Variant(NamedTuple):
 VARIANTS = {
     "ddgan": Variant("ddgan", {"loss.r1": "0"}, "DDGAN"),
     "ddgan_r1": Variant("ddgan", {}, "DDGAN + R1"),
-    "ddgan_denoise": Variant("ddgan", {"loss.r1": "0", "loss.denoise": "1"}, "DDGAN + denoising"),
+    "ddgan_denoise": Variant("ddgan", {"loss.r1": "0", "loss.denoise": "0.3"}, "DDGAN + denoising"),
     "siddm": Variant("siddm", {"loss.form": "kl"}, "SIDDM"),
     "siddm_printed": Variant("siddm", {"loss.form": "printed"}, "SIDDM, as printed"),
     "siddm_no_c": Variant("siddm", {"loss.entropy": "False"}, "SIDDM without C"),
