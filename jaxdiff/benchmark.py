@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxdiff import build, data, guidance, sde, tables, training
+from jaxdiff import build, data, guidance, objective, sde, tables, training
 from jaxdiff.facts import Facts
 from jaxdiff.run import Run
 from jaxdiff.trees import clock
@@ -116,7 +116,7 @@ def _estimator_line(config: ConfigDict, records: Any, known: Facts, seconds: flo
         one.estimator = tables.section(tables.ESTIMATORS, kind, "estimator")
         if kind == config.estimator.kind:
             one.estimator = config.estimator
-        parts = build.train_step(one, build.network(one, known), known)
+        parts = objective.train_step(one, build.network(one, known), known)
         drawn = build.pipeline(one, records).batch(0)
         batch = {name: jnp.asarray(drawn[name]) for name in build.batch_keys(one, known)}
         calls.append(lambda step=jax.jit(parts.step), state=parts.state, batch=batch: step(state, batch)[1])
@@ -127,7 +127,7 @@ def _estimator_line(config: ConfigDict, records: Any, known: Facts, seconds: flo
 
 def _training_lines(config: ConfigDict, records: Any, known: Facts, seconds: float) -> Iterator[str]:
     net = build.network(config, known)
-    parts = build.train_step(config, net, known)
+    parts = objective.train_step(config, net, known)
     step = jax.jit(parts.step, donate_argnums=0)
     feed = data.on_device(build.pipeline(config, records).batches(0))
     resident = next(feed)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdiff import build, data, evaluation, training
+from jaxdiff import build, data, evaluation, objective, training
 from jaxdiff.facts import Facts, write_facts
 from jaxdiff.run import Run
 
@@ -35,7 +35,7 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
     records = build.source(config, "train")
     known = build.facts(config, records)
     net = build.network(config, known)
-    parts = build.train_step(config, net, known)
+    parts = objective.train_step(config, net, known)
     pipe = build.pipeline(config, records)
     mesh = training.data_mesh() if jax.device_count() > 1 else None
     wanted = build.batch_keys(config, known)
@@ -100,7 +100,7 @@ def _validation(config: ConfigDict, net: Any, known: Facts) -> Any:
                              "--config.data.options.validation=0.1")
         return None
     name = build.trains(config)
-    loss = build.loss(config, net, known).losses[name]
+    loss = objective.loss(config, net, known).losses[name]
     pipe = build.pipeline(config, build.source(config, "validation"))
     run = jax.jit(lambda params, batch, key: loss(params, {}, key, batch, 0)[1].metrics)
     wanted = build.batch_keys(config, known)

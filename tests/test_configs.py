@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff import build, configfile, fit, score, tables
+from jaxdiff import build, configfile, fit, objective, score, tables
 from jaxdiff.cli import main
 from jaxdiff.facts import Facts
 from jaxdiff.run import load_run
@@ -64,10 +64,10 @@ def test_objects(name, method, size):
     x = jnp.zeros((4, *known.shape))
     net_x, net_t = parameterization.inputs(path, x, jnp.full(4, path.t_max))
     assert net_x.shape == x.shape and bool(jnp.isfinite(net_t).all())
-    t = build.draw_times(config)(path, jax.random.key(0), jnp.arange(4))
+    t = objective.draw_times(config)(path, jax.random.key(0), jnp.arange(4))
     assert t.shape == (4,) and bool(((t >= path.t_min) & (t <= path.t_max)).all())
     tables.make(tables.WEIGHTINGS, config.weighting, "weighting")
-    assert list(build.loss(config, build.network(config, known), known).losses) == ["denoiser"]
+    assert list(objective.loss(config, build.network(config, known), known).losses) == ["denoiser"]
     tables.call(build.training.optimizer, config.optimizer, "optimizer", total_steps=config.train.steps)
     tables.call(build.training.Ema, config.ema, "ema", examples_per_step=config.data.batch_size)
     part = config.train

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxdiff as jd
-from jaxdiff import build, fit, score, tables, training
+from jaxdiff import build, fit, objective, score, tables, training
 from jaxdiff.cli import main
 from jaxdiff.facts import Facts
 from tests.test_configs import CONFIGS, FEW_STEPS, load
@@ -25,8 +25,8 @@ def test_objects(name, size):
     net, path = build.network(config, known), build.path(config)
     judge = build.discriminator(config, known)
     assert path.num_steps == config.sampler.num_steps == steps
-    objective = build.loss(config, net, known)
-    assert list(objective.losses) == ["discriminator", "generator"]
+    made = objective.loss(config, net, known)
+    assert list(made.losses) == ["discriminator", "generator"]
     heads = ({"denoise"} if judge.denoise else set()) | ({"regress"} if judge.regress else set())
     assert heads == ({"denoise", "regress"} if config.loss.kind == "siddm" else set())
     if size == "full" or name in ("mnist5k_gan", "cifar10_siddm", "cifar10_ddgan", "celebahq256_siddm"):
@@ -38,9 +38,9 @@ def test_objects(name, size):
         "generator": jax.eval_shape(lambda key: build.init_params(config, net, known, key), jax.random.key(0)),
         "discriminator": jax.eval_shape(lambda key: build.init_discriminator(config, judge, known, key), jax.random.key(0)),
     }
-    shared = jax.eval_shape(objective.forward, params, jax.random.key(0), batch, 0)
+    shared = jax.eval_shape(made.forward, params, jax.random.key(0), batch, 0)
     assert shared.shape == (4, *known.shape)
-    for loss in objective.losses.values():
+    for loss in made.losses.values():
         value = jax.eval_shape(lambda p, b, loss=loss: loss(p, {}, jax.random.key(0), b, 0)[0], params, batch)
         assert value.shape == () and value.dtype == jnp.float32
 
@@ -176,7 +176,7 @@ def test_nothing_is_computed_twice():
     records = build.source(config, "train")
     known = build.facts(config, records)
     net, judge = build.network(config, known), build.discriminator(config, known)
-    parts = build.train_step(config, net, known)
+    parts = objective.train_step(config, net, known)
     drawn = build.pipeline(config, records).batch(0)
     batch = {name: jnp.asarray(drawn[name]) for name in build.batch_keys(config, known)}
     params, x, t, label = parts.state.params, batch["x"], jnp.ones(64), {"label": batch["label"]}

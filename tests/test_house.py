@@ -29,8 +29,8 @@ MAY = {
     "observe": {"types", "trees", "sde"},
 }
 # the floors above may import all that is below them, in this order
-TOP = ["tables", "configfile", "facts", "build", "guiding", "run", "fit", "judge", "inverse", "score", "benchmark",
-       "grammar", "cli"]
+TOP = ["tables", "configfile", "facts", "build", "objective", "guiding", "run", "fit", "judge", "inverse", "score",
+       "benchmark", "grammar", "cli"]
 HOMES = {
     "flax": {"networks", "evaluation"},
     "optax": {"training"},
@@ -39,7 +39,8 @@ HOMES = {
     "tensorflow_datasets": {"data"},
     "tensorflow": {"data"},
     "diffrax": {"samplers", "observe"},
-    "ml_collections": {"tables", "configfile", "build", "run", "fit", "judge", "inverse", "score", "benchmark", "cli"},
+    "ml_collections": {"tables", "configfile", "build", "objective", "run", "fit", "judge", "inverse", "score",
+                       "benchmark", "cli"},
 }
 
 

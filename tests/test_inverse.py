@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import jaxdiff as jd
-from jaxdiff import benchmark, build, configfile, inverse, score
+from jaxdiff import benchmark, build, configfile, inverse, objective, score
 from jaxdiff.cli import main
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -42,7 +42,7 @@ def test_every_estimator_trains_on_every_task_and_path(estimator, task, path):
     config = load(estimator, task, path)
     known = build.facts(config, build.source(config, "train"))
     assert known.condition == ((8, 8, 1)) and known.masked is (task == "inpaint")
-    parts = build.train_step(config, build.network(config, known), known)
+    parts = objective.train_step(config, build.network(config, known), known)
     keys = build.batch_keys(config, known)
     batch = {name: jax.ShapeDtypeStruct((8, *shape), jnp.int32 if name == "index" else jnp.float32)
              for name, shape in keys.items()}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff import build, configfile, data, score, training
+from jaxdiff import build, configfile, data, objective, score, training
 from jaxdiff.run import load_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -181,7 +181,7 @@ def reported(one):
     known = build.facts(config, data.open_source("gaussians25", "test"))
 
     def metrics(batch):
-        made = build.train_step(config, build.network(config, known), known)
+        made = objective.train_step(config, build.network(config, known), known)
         return made.step(made.state, batch)[1]
 
     names = jax.eval_shape(metrics, {"x": jnp.ones((8, 2)), "index": jnp.arange(8)})
