@@ -5,27 +5,8 @@
 The folder holds the 30,000 pictures. Published: FID 7.37. steps: T; smoke: seconds, on digits at 16x16 RGB.
 """
 
-from common import smoke
-from gan import image_gan
-
-from jaxdiff.configfile import words
-from jaxdiff.tables import base
+from celebahq256_ddgan import recipe
 
 
 def get_config(arg: str = ""):
-    arg = words(arg, steps=2, smoke=False)
-    config = image_gan(base(), "siddm", arg.steps, learning_rates=(2e-4, 1e-4))
-    config.name = f"celebahq256_siddm_{arg.steps}"
-    config.condition.label = False
-    config.data.update({"source": "folder:celebahq256", "size": 256, "flip": True, "batch_size": 32})
-    with config.ignore_type():
-        config.network.update({"channels": 64, "channel_mult": (1, 1, 2, 2, 4, 4), "num_blocks": 2,
-                               "attention_resolutions": (16,), "head_channels": 0, "dropout": 0.0})
-        config.discriminator.update({"channels": 128, "channel_mult": (1, 2, 4, 4, 4, 4)})
-        config.loss.weight = 1.0
-        config.ema.decay = 0.999
-    config.train.update({"steps": 750_000, "log_every": 100, "eval_every": 25_000, "checkpoint_every": 25_000})
-    config.evaluate.update({"num": 50_000, "batch_size": 500})
-    if arg.smoke:
-        config.data.update({"source": "digits", "size": 16, "channels": 3})
-    return smoke(config) if arg.smoke else config
+    return recipe("siddm", arg)

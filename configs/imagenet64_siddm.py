@@ -24,7 +24,6 @@ def get_config(arg: str = ""):
                                "attention_resolutions": (32, 16, 8), "head_channels": 64, "dropout": 0.0,
                                "dtype": "bfloat16"})
         config.discriminator.update({"channels": 192, "channel_mult": (1, 2, 4, 4), "dtype": "bfloat16"})
-        config.loss.weight = 1.0
         config.ema.decay = 0.9999
     config.train.update({"steps": 400_000, "log_every": 100, "eval_every": 20_000, "checkpoint_every": 20_000})
     config.evaluate.update({"num": 50_000, "batch_size": 500})
