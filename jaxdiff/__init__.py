@@ -17,6 +17,8 @@ from jaxdiff.version import __version__
 
 if TYPE_CHECKING:
     from jaxdiff import (
+        augmentation,
+        cascade,
         conditioning,
         configfile,
         data,
@@ -44,8 +46,9 @@ _HELD = {
 }
 
 __all__ = [
-    "Prediction", "__version__", "conditioning", "configfile", "data", "denoiser", "evaluation", "fit", "guidance",
-    "load_run", "losses", "networks", "observe", "parameterizations", "samplers", "score", "sde", "training", "types",
+    "Prediction", "__version__", "augmentation", "cascade", "conditioning", "configfile", "data", "denoiser", "evaluation",
+    "fit", "guidance", "load_run", "losses", "networks", "observe", "parameterizations", "samplers", "score", "sde",
+    "training", "types",
 ]
 
 

@@ -27,6 +27,8 @@ MAY = {
     "losses": {"types", "trees", "sde", "denoiser"},
     "samplers": {"types", "trees", "sde"},
     "observe": {"types", "trees", "sde"},
+    "augmentation": {"types", "trees", "sde"},
+    "cascade": {"types", "trees", "sde", "samplers", "augmentation"},
 }
 # the floors above may import all that is below them, in this order
 TOP = ["tables", "configfile", "facts", "build", "objective", "guiding", "run", "fit", "judge", "inverse", "score",

@@ -87,6 +87,7 @@ def sample(
     cond: Cond = None,
     observe: Observe | None = None,
     trajectory: bool = False,
+    noisy: bool = False,
 ) -> Any:
     """Run a sampler down a grid.
 
@@ -100,9 +101,11 @@ def sample(
       cond: passed to the denoiser.
       observe: `(key, x_t, t) -> x_t`, what is known of the state, written into it at each step and at the last time.
       trajectory: also return the states at every time of the grid.
+      noisy: return the state x at the last time in place of its mean: what a grid that stops before the data is drawn for.
 
     Returns:
-      x_0 as x_T, the noise-free mean of the last step; with `trajectory`, `(x_0, states [N + 1, B, ...])`.
+      x_0 as x_T, the noise-free mean of the last step (or, `noisy`, the state); with `trajectory`,
+      `(x_0, states [N + 1, B, ...])`.
     """
     grid = as_time(grid)
     if grid.ndim != 1 or grid.shape[0] < 2:
@@ -118,7 +121,8 @@ def sample(
         return new._replace(index=state.index + 1), (state.x if trajectory else None)
 
     state, states = jax.lax.scan(body, sampler.init(x_T, grid), (grid[:-1], grid[1:]))
-    last = state.mean if observe is None else observe(k_last, state.mean, grid[-1])
+    end = state.x if noisy else state.mean
+    last = end if observe is None else observe(k_last, end, grid[-1])
     if trajectory:
         return last, jax.tree.map(lambda all_, x: jnp.concatenate([all_, x[None]]), states, last)
     return last

@@ -1,0 +1,155 @@
+"""Cascades: a base stage and super-resolution stages, each an ordinary diffusion model (Ho et al. 2022, CDM).
+
+    z_0 ~ base;   for each further stage:  z_s from z_0 (or from the stage before, cut short),  z_0 ~ stage given z_s
+
+Non-truncated, a stage is sampled to the end and its picture noised to s, on the path of the next stage's augmentation.
+Truncated, it stops where its own log-SNR is that of s, and its state, scaled, is z_s:
+
+    t = time_at(path, log_snr(path_aug, s)),   z_s = (alpha_aug(s) / alpha(t)) x_t
+
+which has the same distribution, so that stages of different processes join. At s = 0 both are the picture itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff import samplers
+from jaxdiff.augmentation import NONE, Augmentation
+from jaxdiff.samplers import Sampler
+from jaxdiff.sde.kernels import as_time, log_snr, perturb, prior, time_at
+from jaxdiff.types import Array, Cond, Denoiser, Guidance, Key, Params
+
+
+class Codec(NamedTuple):
+    """`encode(params, key, x) -> z` and `decode(params, z) -> x`: between pictures and what a stage diffuses."""
+
+    encode: Callable[[Params, Key, Array], Array]
+    decode: Callable[[Params, Array], Array]
+
+
+PIXELS = Codec(lambda params, key, x: x, lambda params, z: z)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One model of a cascade.
+
+    shape: of one example of what it diffuses, (H, W, C). path: its process. denoiser: `(params, cond) -> Denoiser`.
+    sampler, num_steps, grid: how it is sampled; the sampler's natural grid by default. guidance: wraps the denoiser.
+    codec: identity by default. augmentation: how it takes the stage before it (a base stage has none to take).
+    """
+
+    shape: tuple[int, ...]
+    path: Any
+    denoiser: Callable[[Params, Cond], Denoiser]
+    sampler: Sampler
+    num_steps: int
+    grid: Callable[[Any, int], Array] | None = None
+    guidance: Guidance | None = None
+    codec: Codec = PIXELS
+    augmentation: Augmentation = NONE
+
+    def times(self, t_end: float = 0.0) -> np.ndarray:
+        """The grid, cut at t_end where that is above its last time: the steps before t_end are kept, and one leads to it."""
+        with jax.ensure_compile_time_eval():
+            whole = np.asarray((self.grid or self.sampler.grid)(self.path, self.num_steps))
+        return whole if t_end <= whole[-1] else np.append(whole[whole > t_end], t_end).astype(whole.dtype)
+
+
+class Cut(NamedTuple):
+    """Where a stage stops for the next one: at its own time t, and how much its state there is scaled to be z_s."""
+
+    t: float
+    scale: float
+
+
+def cut(path: Any, augmentation: Augmentation, s: float) -> Cut:
+    """The time of `path` with the log-SNR that s has on the augmentation's path.
+
+    Raises ValueError where the path never is as noisy as s.
+    """
+    with jax.ensure_compile_time_eval():
+        t = float(time_at(path, log_snr(augmentation.path, s)))
+        scale = float(augmentation.path.alpha(as_time(s)) / path.alpha(as_time(t)))
+    if not t < path.t_max:
+        raise ValueError(f"s is {s}, which is noisier than the stage before it ever is (t = {t:g} of {path.t_max:g}); "
+                         "allowed: a smaller s")
+    return Cut(t, scale)
+
+
+def sample_stage(
+    key: Key, stage: Stage, params: Params, cond: Cond, num: int, stop: Cut | None = None
+) -> tuple[Array, Array | None]:
+    """`(pictures [num, H, W, C], z_s or None)`: to the end; or stopped, when the pictures are the predicted x_0 there."""
+    denoise = stage.denoiser(params, None)
+    denoise = denoise if stage.guidance is None else stage.guidance(denoise)
+    k_prior, k_steps, k_last = jax.random.split(key, 3)
+    x_T = prior(stage.path, k_prior, jax.ShapeDtypeStruct((num, *stage.shape), jnp.zeros(()).dtype))
+    times = jnp.asarray(stage.times(0.0 if stop is None else stop.t))
+    if stop is None:
+        x = samplers.sample(stage.sampler, denoise, stage.path, times, k_steps, x_T, cond)
+        return stage.codec.decode(params, x), None
+    x = samplers.sample(stage.sampler, denoise, stage.path, times, k_steps, x_T, cond, noisy=True)
+    return denoise(k_last, x, times[-1], cond).x0, stop.scale * x
+
+
+def sample_cascade(
+    key: Key,
+    stages: Sequence[Stage],
+    params: Sequence[Params],
+    cond: Cond = None,
+    num: int | None = None,
+    s: float | Sequence[float] = 0.0,
+    truncated: bool = False,
+) -> list[Array]:
+    """The pictures of every stage, `[num, H, W, C]` each; a pure function of key and params, to be jitted whole.
+
+    Args:
+      stages: base first. params: of each.
+      cond: told to every stage, such as `label` `[num]`; its length is `num` where that is not given.
+      s: the augmentation's time for each super-resolution stage, or one for all; Python numbers.
+      truncated: stop each stage at s instead of noising its picture.
+
+    Raises ValueError for stages and params of different numbers, an s outside its augmentation's times, and a truncated
+    stage with a codec.
+    """
+    if len(params) != len(stages) or not stages:
+        raise ValueError(f"{len(stages)} stages and {len(params)} params; allowed: one of each, at least one")
+    levels = [float(v) for v in s] if isinstance(s, Sequence) else [float(s)] * (len(stages) - 1)
+    if len(levels) != len(stages) - 1:
+        raise ValueError(f"s has {len(levels)} values for {len(stages) - 1} super-resolution stages; allowed: one each, or "
+                         "one for all")
+    size = num if num is not None else next((len(v) for v in (cond or {}).values()), None)
+    if size is None:
+        raise ValueError("neither num nor a condition says how many samples; mend: num=16")
+    images, told = [], dict(cond or {})
+    for i, stage in enumerate(stages):
+        k_stage, k_noise = jax.random.split(jax.random.fold_in(key, i))
+        following, level = (stages[i + 1].augmentation, levels[i]) if i + 1 < len(stages) else (None, 0.0)
+        if following is not None:
+            _check_level(following, level)
+        stop = cut(stage.path, following, level) if following is not None and truncated and level > 0 else None
+        if stop is not None and stage.codec is not PIXELS:
+            raise ValueError("a stage with a codec cannot be truncated, its state is no picture; mend: truncated=False")
+        x, z = sample_stage(k_stage, stage, params[i], told or None, size, stop)
+        images.append(x)
+        if following is not None:
+            if z is None:
+                z = x if level == 0 else perturb(following.path, x, jax.random.normal(k_noise, x.shape, x.dtype), level)
+            told = {**(cond or {}), **following.tell(z, level)}
+    return images
+
+
+def _check_level(augmentation: Augmentation, s: float) -> None:
+    """Refuse an s that the augmentation has no time for."""
+    most = 0.0 if augmentation.path is None else augmentation.path.t_max
+    if not 0 <= s <= most:
+        raise ValueError(f"s is {s}; allowed: 0 to {most:g}, the times of this stage's augmentation"
+                         + ("" if most else " (it has none)"))
