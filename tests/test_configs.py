@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff import build, configfile, fit, objective, score, tables
+from jaxdiff import build, configfile, fit, objective, score, tables, training
 from jaxdiff.cli import main
 from jaxdiff.facts import Facts
 from jaxdiff.run import load_run
@@ -68,8 +68,8 @@ def test_objects(name, method, size):
     assert t.shape == (4,) and bool(((t >= path.t_min) & (t <= path.t_max)).all())
     tables.make(tables.WEIGHTINGS, config.weighting, "weighting")
     assert list(objective.loss(config, build.network(config, known), known).losses) == ["denoiser"]
-    tables.call(build.training.optimizer, config.optimizer, "optimizer", total_steps=config.train.steps)
-    tables.call(build.training.Ema, config.ema, "ema", examples_per_step=config.data.batch_size)
+    tables.call(training.optimizer, config.optimizer, "optimizer", total_steps=config.train.steps)
+    tables.call(training.Ema, config.ema, "ema", examples_per_step=config.data.batch_size)
     part = config.train
     per = part.steps_per_dispatch
     assert all(n % per == 0 for n in (part.steps, part.log_every, part.eval_every, part.checkpoint_every))
