@@ -126,12 +126,18 @@ def parameterization(config: ConfigDict) -> Parameterization:
     return parameterizations.learned_variance(made) if learned else made
 
 
-def network(config: ConfigDict, known: Facts) -> Any:
-    """The network as a flax module, its class count and output channels taken from the data."""
-    part = dict(config.network)
+def _with_dtypes(config: ConfigDict, section: str) -> dict[str, Any]:
+    """A network's section, its words of dtypes read."""
+    part = dict(config[section])
     for key in ("dtype", "param_dtype"):
         if part[key] is not None:
-            part[key] = tables.pick(DTYPES, part[key], f"network.{key}")
+            part[key] = tables.pick(DTYPES, part[key], f"{section}.{key}")
+    return part
+
+
+def network(config: ConfigDict, known: Facts) -> Any:
+    """The network as a flax module, its class count and output channels taken from the data."""
+    part = _with_dtypes(config, "network")
     extra: dict[str, Any] = {"num_classes": known.num_classes}
     if part["kind"] == "classifier" and known.num_classes == 0:
         raise ValueError("a classifier needs classes, and this data has none (or condition.label is False); mend: data with "
@@ -170,10 +176,7 @@ def discriminator(config: ConfigDict, known: Facts) -> Any:
     if (config.discriminator.kind == "mlp") != (known.kind == "points"):
         raise ValueError(f"discriminator.kind is {config.discriminator.kind!r} and the data {known.kind!r}; allowed: mlp "
                          "for points, conv for images")
-    part = dict(config.discriminator)
-    for key in ("dtype", "param_dtype"):
-        if part[key] is not None:
-            part[key] = tables.pick(DTYPES, part[key], f"discriminator.{key}")
+    part = _with_dtypes(config, "discriminator")
     value = lambda key: tables.setting(tables.LOSSES, config.loss, key)
     regress = bool(value("entropy") and value("weight"))
     extra = {"num_classes": known.num_classes, "out_channels": known.shape[-1], "denoise": bool(value("denoise")),
@@ -224,13 +227,16 @@ def _fresh(net: Any, x: Sequence[tuple[int, ...]], keys: dict[str, tuple[int, ..
     return jax.jit(lambda k: net.init(k, seen, jnp.ones(2), cond or None)["params"])(key)
 
 
-def sampler(config: ConfigDict) -> Sampler:
-    """The sampler, with the grid that the config names in place of its natural one where it does."""
+def sampler(config: ConfigDict, chosen: Sampler | str | None = None) -> Sampler:
+    """`chosen`, a sampler or the name of one with its defaults; else the config's, on the grid that the config names."""
+    if isinstance(chosen, str):
+        return tables.make(tables.SAMPLERS, {"kind": chosen}, "sampler")
+    if chosen is not None:
+        return chosen
     part = {key: value for key, value in config.sampler.items() if key not in tables.SAMPLING}
     made = tables.make(tables.SAMPLERS, part, "sampler")
     if config.grid.kind == "natural":
         return made
-    chosen = config.grid
     return made._replace(
-        grid=lambda p, n: tables.make(tables.GRIDS, chosen, "grid", "grid", path=p, num_steps=n)
+        grid=lambda p, n: tables.make(tables.GRIDS, config.grid, "grid", "grid", path=p, num_steps=n)
     )

@@ -56,11 +56,11 @@ class Stage:
     codec: Codec = PIXELS
     augmentation: Augmentation = NONE
 
-    def times(self, t_end: float = 0.0) -> np.ndarray:
-        """The grid, cut at t_end where that is above its last time: the steps before t_end are kept, and one leads to it."""
+    def times(self, t_end: float | None = None) -> np.ndarray:
+        """The grid, or its times above t_end and then t_end itself."""
         with jax.ensure_compile_time_eval():
             whole = np.asarray((self.grid or self.sampler.grid)(self.path, self.num_steps))
-        return whole if t_end <= whole[-1] else np.append(whole[whole > t_end], t_end).astype(whole.dtype)
+        return whole if t_end is None else np.append(whole[whole > t_end], t_end).astype(whole.dtype)
 
 
 class Cut(NamedTuple):
@@ -92,7 +92,7 @@ def sample_stage(
     denoise = denoise if stage.guidance is None else stage.guidance(denoise)
     k_prior, k_steps, k_last = jax.random.split(key, 3)
     x_T = prior(stage.path, k_prior, jax.ShapeDtypeStruct((num, *stage.shape), jnp.zeros(()).dtype))
-    times = jnp.asarray(stage.times(0.0 if stop is None else stop.t))
+    times = jnp.asarray(stage.times(None if stop is None else stop.t))
     if stop is None:
         x = samplers.sample(stage.sampler, denoise, stage.path, times, k_steps, x_T, cond)
         return stage.codec.decode(params, x), None

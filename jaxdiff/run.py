@@ -83,9 +83,7 @@ class Run(NamedTuple):
         that it was trained for, by `ancestral`, without guidance.
         """
         self._must_denoise()
-        chosen = build.sampler(self.config) if sampler is None else sampler
-        if isinstance(chosen, str):
-            chosen = tables.make(tables.SAMPLERS, {"kind": chosen}, "sampler")
+        chosen = build.sampler(self.config, sampler)
         guides = guiding.guides(self.config.sampler.guidance if guidance is None else guidance, self, load_run)
         steps = self.config.sampler.num_steps if num_steps is None else num_steps
         bound = self.config.sampler.threshold if threshold is None else threshold

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdiff import build, data, evaluation, inverse, observe, tables
+from jaxdiff import build, data, evaluation, inverse, observe
 from jaxdiff.evaluation import Statistics
 from jaxdiff.facts import Facts, check_condition, check_labels
 from jaxdiff.judge import Judge, judge_of
@@ -169,10 +169,7 @@ def _score_points(run: Run, samples: Samples) -> dict[str, Any]:
 
 def network_calls(run: Run, num_steps: int | None = None, sampler: Any = None, **_: Any) -> int:
     """Calls of the (possibly guided) denoiser for one sample (NFE) under these options of `run.sampler`."""
-    chosen = build.sampler(run.config) if sampler is None else sampler
-    if isinstance(chosen, str):
-        chosen = tables.make(tables.SAMPLERS, {"kind": chosen}, "sampler")
-    return chosen.evaluations(run.config.sampler.num_steps if num_steps is None else num_steps)
+    return build.sampler(run.config, sampler).evaluations(run.config.sampler.num_steps if num_steps is None else num_steps)
 
 
 def _score_images(run: Run, workdir: Path, samples: Samples, wanted: Sequence[str], progress: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -49,15 +50,21 @@ class MLP(nn.Module):
             emb = emb + ClassEmbedding(self.num_classes, self.width, **kinds, name="class")(given.get("label"), batch)
         if self.latent_dim:
             emb = emb + LatentMapping(self.latent_dim, self.width, **kinds, name="latent")(given["z"])
-        emb = nn.silu(emb)
-
-        h = spatial_input(self, x, given)
-        if self.fourier_features:
-            h = jnp.concatenate([h, fourier(h, self.fourier_features, self.fourier_scale).astype(h.dtype)], axis=-1)
-        h = dense(self.width, **kinds, name="stem")(h)
-        for i in range(self.depth):
-            y = dense(self.width, **kinds, name=f"in_{i}")(h) + dense(self.width, **kinds, name=f"emb_{i}")(emb)
-            y = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(y))
-            h = h + dense(self.width, **kinds, name=f"out_{i}")(y)
+        h = perceptron(self, spatial_input(self, x, given), nn.silu(emb), nn.Dropout(self.dropout, deterministic=not train))
         wide = at_least_float32(self.dtype)
-        return dense(self.out_channels, zero=True, dtype=wide, param_dtype=self.param_dtype, name="head")(nn.silu(h))
+        return dense(self.out_channels, zero=True, dtype=wide, param_dtype=self.param_dtype, name="head")(h)
+
+
+def perceptron(net: Any, x: Array, emb: Array, drop: Callable[[Array], Array] = lambda h: h) -> Array:
+    """The residual blocks of `net` on x [B, D] under an embedding [B, width], activated at the end -> [B, width].
+
+    Called in a compact method, whose module takes the layers; `net` has MLP's fields of size and Fourier features.
+    """
+    kinds = {"dtype": net.dtype, "param_dtype": net.param_dtype}
+    if net.fourier_features:
+        x = jnp.concatenate([x, fourier(x, net.fourier_features, net.fourier_scale).astype(x.dtype)], axis=-1)
+    h = dense(net.width, **kinds, name="stem")(x)
+    for i in range(net.depth):
+        y = dense(net.width, **kinds, name=f"in_{i}")(h) + dense(net.width, **kinds, name=f"emb_{i}")(emb)
+        h = h + dense(net.width, **kinds, name=f"out_{i}")(drop(nn.silu(y)))
+    return nn.silu(h)

@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxdiff.networks.discriminator import LOGIT_INIT, heads_init, heads_of, minibatch_std
-from jaxdiff.networks.embeddings import ClassEmbedding, TimeEmbedding, fourier
+from jaxdiff.networks.embeddings import ClassEmbedding, TimeEmbedding
 from jaxdiff.networks.layers import at_least_float32, dense
+from jaxdiff.networks.mlp import perceptron
 from jaxdiff.networks.slots import checked, enabled_keys, per_example, spatial_input
 from jaxdiff.types import Array, Cond, Time
 
@@ -53,17 +54,7 @@ class PointDiscriminator(nn.Module):
         emb = time(per_example(t, batch, "t"))
         if self.num_classes:
             emb = emb + ClassEmbedding(self.num_classes, self.width, **kinds, name="class")(given.get("label"), batch)
-        emb = nn.silu(emb)
-
-        h = spatial_input(self, x, given)
-        if self.fourier_features:
-            h = jnp.concatenate([h, fourier(h, self.fourier_features, self.fourier_scale).astype(h.dtype)], axis=-1)
-        h = dense(self.width, **kinds, name="stem")(h)
-        for i in range(self.depth):
-            y = dense(self.width, **kinds, name=f"in_{i}")(h) + dense(self.width, **kinds, name=f"emb_{i}")(emb)
-            h = h + dense(self.width, **kinds, name=f"out_{i}")(nn.silu(y))
-        h = nn.silu(h)
-
+        h = perceptron(self, spatial_input(self, x, given), nn.silu(emb))
         last = {"dtype": at_least_float32(self.dtype), "param_dtype": self.param_dtype}
         seen = h
         if self.minibatch_std:
