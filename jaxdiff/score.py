@@ -7,7 +7,7 @@ the run directory; the test split's own distance to it is printed beside ours as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdiff import build, data, evaluation, inverse, observe
-from jaxdiff.evaluation import Statistics
 from jaxdiff.facts import Facts, check_condition, check_labels
-from jaxdiff.judge import Judge, judge_of
 from jaxdiff.losses import variational_bound
+from jaxdiff.realism import real_examples, score_pictures
 from jaxdiff.run import Run
 from jaxdiff.samplers import bits_per_dim, log_likelihood
 from jaxdiff.types import Array
@@ -82,13 +81,6 @@ def shown(run: Run, samples: Samples, most: int | None = None) -> tuple[np.ndarr
     return draws.reshape(-1, *samples.x.shape[1:]), run.facts, rows
 
 
-def real_examples(run: Run, split: str, num: int | None = None) -> dict[str, np.ndarray]:
-    """Preprocessed examples of a split: all of them, or `num` drawn from it."""
-    records = build.source(run.config, split)
-    num = len(records) if num is None else num
-    return data.preview(records, num, preprocess=build.preprocess(run.config, run.facts))
-
-
 def score(
     run: Run,
     workdir: Any,
@@ -110,7 +102,7 @@ def score(
     calls = {"network_calls": network_calls(run, **how)}
     if run.facts.kind == "points":
         return calls | _score_points(run, samples), samples
-    return calls | _score_images(run, Path(workdir), samples, wanted, progress), samples
+    return calls | score_pictures(run, workdir, [(samples.x, samples.cond.get("label"))], wanted, progress), samples
 
 
 def _score_pairs(
@@ -170,64 +162,6 @@ def _score_points(run: Run, samples: Samples) -> dict[str, Any]:
 def network_calls(run: Run, num_steps: int | None = None, sampler: Any = None, **_: Any) -> int:
     """Calls of the (possibly guided) denoiser for one sample (NFE) under these options of `run.sampler`."""
     return build.sampler(run.config, sampler).evaluations(run.config.sampler.num_steps if num_steps is None else num_steps)
-
-
-def _score_images(run: Run, workdir: Path, samples: Samples, wanted: Sequence[str], progress: bool) -> dict[str, Any]:
-    part = run.config.evaluate
-    found: dict[str, Any] = {}
-    judge: Judge | None = None
-    if run.facts.num_classes or not part.inception:
-        judge = judge_of(run, workdir, progress)
-        found |= {"classifier_accuracy": judge.accuracy, "classifier_n": judge.n}
-    if part.inception:
-        name, features = "inception pool3", evaluation.inception_features(part.inception)
-        logits: Callable[[Any], Array] = evaluation.inception_features(part.inception, "logits_unbiased")
-    else:
-        assert judge is not None
-        name, features, logits = judge.name, judge.features, judge.logits
-    if "agreement" in wanted:
-        assert judge is not None
-        agreement = evaluation.class_agreement(judge.logits, samples.x, samples.cond["label"])
-        found |= {"agreement": agreement["agreement"], "agreement_n": agreement["n"]}
-        found["agreement_per_class"] = agreement["per_class"]
-    if {"frechet", "kid", "precision_recall"} & set(wanted):
-        reference = _reference(run, workdir / "reference.npz", name, features)
-        fake = evaluation.statistics_of(name, evaluation.extract(features, samples.x))
-        found |= _distances(reference, fake, wanted)
-        if "frechet" in wanted:
-            held_out = evaluation.moments_of(evaluation.extract(features, real_examples(run, "test")["x"]))
-            found["frechet_floor"] = evaluation.frechet_distance(reference.moments, held_out).value
-            found["frechet_floor_n"] = held_out.n
-        found["features"] = name
-    if "inception_score" in wanted:
-        result = evaluation.inception_score(evaluation.extract(logits, samples.x))
-        found |= {"inception_score": result.mean, "inception_score_std": result.std}
-    return found
-
-
-def _reference(run: Run, path: Path, name: str, features: Callable[[Any], Array]) -> Statistics:
-    """The training split's statistics, read if they are of these features, else measured and saved."""
-    try:
-        return evaluation.load_statistics(path, name)
-    except (FileNotFoundError, ValueError):
-        real = real_examples(run, "train")["x"]
-        measured = evaluation.statistics_of(name, evaluation.extract(features, real))
-        evaluation.save_statistics(path, measured)
-        return measured
-
-
-def _distances(reference: Statistics, fake: Statistics, wanted: Sequence[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {"n_real": reference.moments.n, "n_fake": fake.moments.n}
-    assert reference.features is not None and fake.features is not None
-    if "frechet" in wanted:
-        found["frechet"] = evaluation.frechet_distance(reference.moments, fake.moments).value
-    if "kid" in wanted:
-        result = evaluation.kid(reference.features, fake.features)
-        found |= {"kid": result.mean, "kid_std": result.std}
-    if "precision_recall" in wanted:
-        pair = evaluation.precision_recall(reference.features, fake.features)
-        found |= {"precision": pair.precision, "recall": pair.recall}
-    return found
 
 
 def likelihood(

@@ -31,8 +31,8 @@ MAY = {
     "cascade": {"types", "trees", "sde", "samplers", "augmentation"},
 }
 # the floors above may import all that is below them, in this order
-TOP = ["tables", "configfile", "facts", "build", "objective", "guiding", "run", "fit", "judge", "inverse", "score",
-       "benchmark", "grammar", "cli"]
+TOP = ["tables", "configfile", "facts", "build", "objective", "guiding", "run", "fit", "judge",
+       "realism", "inverse", "score", "stream", "cascading", "benchmark", "grammar", "cli"]
 HOMES = {
     "flax": {"networks", "evaluation"},
     "optax": {"training"},
