@@ -27,12 +27,24 @@ class Augmentation(NamedTuple):
     """`draw(keys [B], cond) -> cond` spoils `cond["low_res"]` in training, example by example.
 
     `tell(z_s, s) -> cond` is what a stage is told while sampling: `low_res` and, if it knows s, `low_res_t`. `path` is the
-    process whose times s are; None where only s = 0 is allowed.
+    process whose times s are, and `s_max` the last that was trained; None and 0 where only s = 0 is allowed.
     """
 
     draw: Callable[[Key, Mapping[str, Any]], dict[str, Any]]
     tell: Callable[[Array, Any], dict[str, Array]]
     path: Any = None
+    s_max: float = 0.0
+
+    def check(self, s: float) -> None:
+        """Raise ValueError for an s, a Python number, that was never trained."""
+        if not 0 <= s <= self.s_max:
+            raise ValueError(f"s is {s:g}; allowed: 0 to {self.s_max:g}, the times of this stage's augmentation"
+                             + ("" if self.s_max else " (it has none)"))
+
+    def noised(self, key: Key, low_res: Array, s: float) -> dict[str, Array]:
+        """What a stage is told of clean pictures [B, h, w, C] at s: z_s ~ q(z_s | low_res) and s; at 0 the pictures."""
+        noise = jax.random.normal(key, low_res.shape, low_res.dtype)
+        return self.tell(low_res if s == 0 else perturb(self.path, low_res, noise, s), s)
 
 
 def gaussian(path: Any, s_max: float | None = None) -> Augmentation:
@@ -62,7 +74,7 @@ def gaussian(path: Any, s_max: float | None = None) -> Augmentation:
     def tell(z_s: Array, s: Any) -> dict[str, Array]:
         return {"low_res": z_s, "low_res_t": jnp.broadcast_to(c_noise(path, s), (len(z_s),)).astype(jnp.float32)}
 
-    return Augmentation(draw, tell, path)
+    return Augmentation(draw, tell, path, most)
 
 
 def blur(share: float = 0.5, low: float = 0.4, high: float = 0.6) -> Augmentation:

@@ -56,7 +56,7 @@ def _sampler_lines(run: Run, num: int, seconds: float) -> Iterator[str]:
     told: Any = dict(cond)
     if build.joint(run.config):
         like = {"x": like, "y": told.pop("image")}
-    x, cond, told = sde.prior(run.path, jax.random.key(0), like), cond or None, told or None
+    x, cond, told = sde.prior(run.path, jax.random.key(0), like), cond or None, build.told(run.config, run.facts, told)
     t = jnp.asarray(clock(run.path).t_max, jnp.float32)
     calls = chosen.evaluations(steps)
 

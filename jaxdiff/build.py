@@ -7,7 +7,7 @@ notebook could have made by hand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdiff import data, tables
+from jaxdiff.augmentation import Augmentation
 from jaxdiff.denoiser import stacked, with_latent
 from jaxdiff.facts import Facts
 from jaxdiff.samplers import Sampler
@@ -52,12 +53,27 @@ def facts(config: ConfigDict, records: data.Source) -> Facts:
         raise ValueError(f"task.kind is {config.task.kind!r}, which is of pictures, and {records.name} holds points; mend: "
                          "task.kind=none")
     y_shape = chosen.condition_shape((shape[0], shape[1], shape[2]))
-    return known._replace(condition=tuple(y_shape), masked=chosen.masked)
+    known = known._replace(condition=tuple(y_shape), masked=chosen.masked)
+    if known.low_res and (joint(config) or adversarial(config) or config.network.kind != "unet"):
+        raise ValueError(f"task.kind is {config.task.kind!r}, whose small picture only a denoising U-Net reads; mend: "
+                         "estimator.kind=cde, loss.kind=denoising, network.kind=unet")
+    if not known.low_res and config.augmentation.kind != "none":
+        raise ValueError(f"augmentation.kind is {config.augmentation.kind!r} without a low-resolution input; mend: "
+                         "task.kind=low_res, or augmentation.kind=none")
+    return known
 
 
 def task(config: ConfigDict) -> data.Task | None:
     """What makes the condition picture y from x; None for an unconditional or class-conditional run."""
     return tables.make(tables.TASKS, config.task, "task")
+
+
+def augmentation(config: ConfigDict) -> Augmentation:
+    """What is done to a stage's low-resolution input."""
+    extra: dict[str, Any] = {}
+    if config.augmentation.kind == "gaussian":
+        extra["path"] = tables.make(tables.PATHS, config.augmentation_path, "augmentation_path")
+    return tables.make(tables.AUGMENTATIONS, config.augmentation, "augmentation", "augmentation", **extra)
 
 
 def joint(config: ConfigDict) -> bool:
@@ -75,6 +91,27 @@ def batch_keys(config: ConfigDict, known: Facts) -> dict[str, tuple[int, ...]]:
     if known.masked and config.condition.mask:
         keys["mask"] = (*known.shape[:2], 1)
     return keys
+
+
+def draw_low_res(config: ConfigDict) -> Callable[[Key, Mapping[str, Any]], dict[str, Any]]:
+    """`(keys [B], cond) -> cond` of a stage in training: the batch's picture y, spoilt, where its network reads it."""
+    augment = augmentation(config)
+
+    def draw(keys: Key, cond: Mapping[str, Any]) -> dict[str, Any]:
+        return augment.draw(keys, {"low_res" if name == "image" else name: value for name, value in cond.items()})
+
+    return draw
+
+
+def told(
+    config: ConfigDict, known: Facts, cond: Mapping[str, Any] | None, key: Key | None = None, s: float = 0.0
+) -> dict[str, Any] | None:
+    """A condition as its network reads it: a stage's `image`, noised to s by the key, as `low_res`; others unchanged."""
+    if cond is None or not known.low_res:
+        return None if not cond else dict(cond)
+    rest = {name: value for name, value in cond.items() if name != "image"}
+    augment = augmentation(config)
+    return {**rest, **(augment.tell(cond["image"], s) if key is None else augment.noised(key, cond["image"], s))}
 
 
 def preprocess(config: ConfigDict, known: Facts) -> data.Preprocess:
@@ -150,7 +187,10 @@ def network(config: ConfigDict, known: Facts) -> Any:
                 raise ValueError("parameterization.learned_variance is of x alone; mend: False, or estimator.kind=cde")
         extra["out_channels"] = channels * (2 if config.parameterization.learned_variance else 1)
         if part["kind"] == "unet":
-            extra |= {"image": bool(known.condition) and not joint(config), "mask": "mask" in batch_keys(config, known)}
+            extra |= {"image": bool(known.condition) and not joint(config) and not known.low_res,
+                      "mask": "mask" in batch_keys(config, known)}
+            if known.low_res:
+                extra |= {"low_res": part.pop("low_res") or "bilinear", "low_res_t": config.augmentation.kind == "gaussian"}
     return tables.make(tables.NETWORKS, part, "network", "network", **extra)
 
 
@@ -208,6 +248,9 @@ def init_params(config: ConfigDict, net: Any, known: Facts, key: Key) -> Params:
     x, told = [known.shape], {}
     if joint(config):
         x.append(keys.pop("image"))
+    if known.low_res:
+        low = augmentation(config).tell(jnp.zeros((1, *keys.pop("image"))), 0.0)
+        told |= {name: value.shape[1:] for name, value in low.items()}
     if config.network.latent_dim:
         told["z"] = (config.network.latent_dim,)
     return _fresh(net, x, {} if config.network.kind == "classifier" else {**keys, **told}, key)

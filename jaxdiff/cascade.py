@@ -23,7 +23,7 @@ import numpy as np
 from jaxdiff import samplers
 from jaxdiff.augmentation import NONE, Augmentation
 from jaxdiff.samplers import Sampler
-from jaxdiff.sde.kernels import as_time, log_snr, perturb, prior, time_at
+from jaxdiff.sde.kernels import as_time, log_snr, prior, time_at
 from jaxdiff.types import Array, Cond, Denoiser, Guidance, Key, Params
 
 
@@ -134,22 +134,13 @@ def sample_cascade(
         k_stage, k_noise = jax.random.split(jax.random.fold_in(key, i))
         following, level = (stages[i + 1].augmentation, levels[i]) if i + 1 < len(stages) else (None, 0.0)
         if following is not None:
-            _check_level(following, level)
+            following.check(level)
         stop = cut(stage.path, following, level) if following is not None and truncated and level > 0 else None
         if stop is not None and stage.codec is not PIXELS:
             raise ValueError("a stage with a codec cannot be truncated, its state is no picture; mend: truncated=False")
         x, z = sample_stage(k_stage, stage, params[i], told or None, size, stop)
         images.append(x)
         if following is not None:
-            if z is None:
-                z = x if level == 0 else perturb(following.path, x, jax.random.normal(k_noise, x.shape, x.dtype), level)
-            told = {**(cond or {}), **following.tell(z, level)}
+            given = following.noised(k_noise, x, level) if z is None else following.tell(z, level)
+            told = {**(cond or {}), **given}
     return images
-
-
-def _check_level(augmentation: Augmentation, s: float) -> None:
-    """Refuse an s that the augmentation has no time for."""
-    most = 0.0 if augmentation.path is None else augmentation.path.t_max
-    if not 0 <= s <= most:
-        raise ValueError(f"s is {s}; allowed: 0 to {most:g}, the times of this stage's augmentation"
-                         + ("" if most else " (it has none)"))

@@ -48,7 +48,7 @@ def _load(args: argparse.Namespace) -> Any:
 
 def _how(args: argparse.Namespace) -> dict[str, Any]:
     return {"num_steps": args.steps, "sampler": args.sampler, "guidance": args.guidance, "threshold": args.threshold,
-            "y_draws": args.y_draws}
+            "y_draws": args.y_draws, "s": args.s}
 
 
 def train(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:

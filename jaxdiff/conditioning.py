@@ -31,6 +31,17 @@ def null(cond: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
     return blank
 
 
+def chain(*draws: Any) -> Any:
+    """Several `(keys [B], cond) -> cond` one after the other, each with random numbers of its own."""
+
+    def draw(keys: Key, cond: Mapping[str, Any]) -> dict[str, Any]:
+        for i, one in enumerate(draws):
+            cond = one(jax.vmap(lambda key: jax.random.fold_in(key, i))(keys) if i else keys, cond)
+        return dict(cond)
+
+    return draw
+
+
 def drop(rate: float, num_classes: int) -> Any:
     """`(keys [B], cond) -> cond`: each example's label and text are dropped together with probability `rate`.
 

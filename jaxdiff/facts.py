@@ -25,6 +25,11 @@ class Facts(NamedTuple):
     masked: bool = False  # a mask comes with y, 1 where it is hidden
 
     @property
+    def low_res(self) -> bool:
+        """Whether y is a smaller picture, as a stage of a cascade is given."""
+        return bool(self.condition) and self.condition[:2] != self.shape[:2]
+
+    @property
     def dim(self) -> int:
         size = 1
         for n in self.shape:

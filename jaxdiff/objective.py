@@ -33,8 +33,13 @@ def loss(config: ConfigDict, net: Any, known: Facts) -> Objective:
         extra |= {"path": None if clean else build.path(config), "draw_times": None if clean else draw_times(config)}
         return Objective({"classifier": tables.make(tables.LOSSES, config.loss, "loss", "loss", stochastic=True, **extra)})
     extra |= {"path": build.process(config).training, "parameterization": build.parameterization(config)}
+    draws = []
     if known.num_classes and config.condition.drop > 0:
-        extra["draw_cond"] = conditioning.drop(config.condition.drop, known.num_classes)
+        draws.append(conditioning.drop(config.condition.drop, known.num_classes))
+    if known.low_res:
+        draws.append(build.draw_low_res(config))
+    if draws:
+        extra["draw_cond"] = conditioning.chain(*draws)
     if judge is not None:
         return _adversarial(config, judge, extra)
     extra |= {"draw_times": draw_times(config), "stochastic": True}

@@ -60,6 +60,7 @@ class Run(NamedTuple):
         grid: Callable[[Any, int], Array] | None = None,
         threshold: float | None = None,
         y_draws: str | None = None,
+        s: float = 0.0,
     ) -> Draw:
         """A pure function `(params, key, cond, shape_or_num) -> images`, to be jitted, vmapped or exported.
 
@@ -74,10 +75,12 @@ class Run(NamedTuple):
             config's is the default.
           y_draws: how a diffused condition (CDiffE, CMDE) is known: "redraw" at each network call, "one_path" or
             "one_noise" (`jd.observe`); the config's by default.
+          s: of a stage of a cascade: the time on its augmentation's path to which its low-resolution input, given clean as
+            cond["image"] `[B, h, w, C]`, is noised; 0 is clean.
 
         In the returned function `shape_or_num` is static: a count of examples, or the whole shape `[B, ...]`. With cond
         None a class-conditional run draws from all classes at once (the null label). A run with a condition picture
-        needs it as cond["image"], float32 [-1, 1] `[B, H, W, C]`. An unconditional run that is given "image" and "mask"
+        needs it as cond["image"], float32 [-1, 1] `[B, H, W, C]` (a stage `[B, h, w, C]`). An unconditional run that is given "image" and "mask"
         (`[B, H, W, 1]`, 1 = hidden) fills in the hidden pixels by replacing the known ones (`jd.observe.known_pixels`).
         A generator draws a latent at each step, or takes cond["z"] `[B, latent_dim]` at all of them; it goes down the steps
         that it was trained for, by `ancestral`, without guidance.
@@ -94,12 +97,15 @@ class Run(NamedTuple):
         hooks = {"redraw": observe.redraw, "one_path": observe.one_path, "one_noise": observe.one_noise}
         follow = tables.pick(hooks, self.config.sampler.observe if y_draws is None else y_draws, "sampler.observe")
         joint = build.joint(self.config)
+        if self.facts.low_res or s:
+            build.augmentation(self.config).check(s)
 
         def draw(params: Params, key: Key, cond: Cond, shape_or_num: int | tuple[int, ...]) -> Array:
             if isinstance(shape_or_num, int | np.integer):
                 shape_or_num = (int(shape_or_num), *self.facts.shape)
             shape = tuple(shape_or_num)
             told, known = self._told(cond, shape[0])
+            told = build.told(self.config, self.facts, told, jax.random.fold_in(key, 3), s)
             denoise = self.denoiser(params)
             asked = not {"label", "text"}.isdisjoint(cond or ())
             for guide in guides:

@@ -96,13 +96,22 @@ def score(
     """
     part = run.config.evaluate
     wanted = check_metrics(run.config, run.facts, metrics)
-    if run.facts.condition:
-        return _score_pairs(run, workdir, part.num if num is None else num, wanted, seed, progress, how)
-    samples = draw(run, part.num if num is None else num, seed, batch_size=part.batch_size, **how)
+    num = part.num if num is None else num
+    if run.facts.condition and not run.facts.low_res:
+        return _score_pairs(run, workdir, num, wanted, seed, progress, how)
+    samples = draw(run, num, seed, _low_res(run, num) if run.facts.low_res else None, part.batch_size, **how)
     calls = {"network_calls": network_calls(run, **how)}
     if run.facts.kind == "points":
         return calls | _score_points(run, samples), samples
     return calls | score_pictures(run, workdir, [(samples.x, samples.cond.get("label"))], wanted, progress), samples
+
+
+def _low_res(run: Run, num: int) -> dict[str, np.ndarray]:
+    """What a stage of a cascade is given, `num` times: real low-resolution test pictures and their classes, in turn."""
+    given = inverse.examples(run, num)
+    rows = np.arange(num) % len(given["image"])
+    keys = ("image", "label") if run.facts.num_classes else ("image",)
+    return {name: given[name][rows] for name in keys}
 
 
 def _score_pairs(
@@ -135,7 +144,7 @@ def check_metrics(config: ConfigDict, known: Facts, metrics: Sequence[str] = ())
     """The metrics asked for, or the config's, or all that suit the data; raises as `score` does."""
     check_words(config)
     part = config.evaluate
-    if known.condition:
+    if known.condition and not known.low_res:
         return inverse.check_metrics(config, known.shape, tuple(metrics) or tuple(part.metrics))
     allowed: tuple[str, ...] = POINT_METRICS if known.kind == "points" else IMAGE_METRICS
     if known.kind == "points" and config.data.source != "gaussians25":
@@ -192,6 +201,7 @@ def likelihood(
 
     @jax.jit
     def per_example(x: Array, cond: Any) -> Array:
+        cond = build.told(config, known, cond)
         if bound:
             return variational_bound(denoise, run.path, x, key, known.levels, variance, cond).total
         hook = None

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from jaxdiff import data, losses, networks, samplers, sde, training
+from jaxdiff import augmentation, data, losses, networks, samplers, sde, training
 from jaxdiff.losses import weightings
 from jaxdiff.sde import grids, parameterizations, times
 
@@ -92,8 +92,9 @@ PATHS: Table = {
 ESTIMATORS: Table = {"none": _alone, "cde": _alone, "cdiffe": _cdiffe, "cmde": _cmde, "vs_cmde": _vs_cmde}
 TASKS: Table = {
     "none": lambda: None, "sr": data.super_resolution, "inpaint": data.inpainting, "edges": data.edges,
-    "pairs": data.given,
+    "pairs": data.given, "low_res": data.low_resolution,
 }
+AUGMENTATIONS: Table = {"none": lambda: augmentation.NONE, "gaussian": augmentation.gaussian, "blur": augmentation.blur}
 PARAMETERIZATIONS: Table = {
     "eps": parameterizations.eps, "x0": parameterizations.x0, "v": parameterizations.v,
     "velocity": parameterizations.velocity, "edm": parameterizations.edm,
@@ -127,6 +128,7 @@ GRIDS: Table = {
 # what `build` fills in itself, so that no config repeats what the data or another section already says
 DERIVED = {
     "estimator": ("path",),
+    "augmentation": ("path",),
     "network": ("num_classes", "out_channels", "name", "parent"),
     "loss": ("apply_fn", "path", "parameterization", "draw_times", "weighting", "draw_cond", "stochastic", "network",
              "levels", "augment", "discriminate", "latent_dim", "total_steps"),
@@ -252,6 +254,9 @@ def base() -> ConfigDict:
             "condition": {"label": True, "drop": 0.1, "mask": False},
             "task": section(TASKS, "none"),  # what the condition picture y is made from x by
             "estimator": section(ESTIMATORS, "none", "estimator"),  # how y is told
+            # what is done to the low-resolution input of a stage of a cascade, and the process whose times s are
+            "augmentation": section(AUGMENTATIONS, "none", "augmentation"),
+            "augmentation_path": section(PATHS, "cosine"),
             "path": section(PATHS, "edm"),
             "parameterization": section(PARAMETERIZATIONS, "edm", learned_variance=False),
             "times": section(TIMES, "lognormal"),

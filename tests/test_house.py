@@ -31,7 +31,7 @@ MAY = {
     "cascade": {"types", "trees", "sde", "samplers", "augmentation"},
 }
 # the floors above may import all that is below them, in this order
-TOP = ["tables", "configfile", "facts", "build", "objective", "guiding", "run", "fit", "judge",
+TOP = ["tables", "configfile", "facts", "build", "objective", "guiding", "run", "stages", "fit", "judge",
        "realism", "inverse", "score", "stream", "cascading", "benchmark", "grammar", "cli"]
 HOMES = {
     "flax": {"networks", "evaluation"},

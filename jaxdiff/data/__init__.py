@@ -12,7 +12,7 @@ from jaxdiff.data.pipeline import Pipeline, on_device, pipeline, preview
 from jaxdiff.data.preprocess import Preprocess, scale_dequantised, scale_exact, to_levels
 from jaxdiff.data.records import Columns, Records, Source, Subset
 from jaxdiff.data.sources import SourceInfo, list_sources, open_source, prepare
-from jaxdiff.data.tasks import Task, edges, given, inpainting, super_resolution
+from jaxdiff.data.tasks import Task, edges, given, inpainting, low_resolution, super_resolution
 from jaxdiff.data.tfds_source import tfds_source
 from jaxdiff.data.toys import (
     gaussians25,
@@ -44,6 +44,7 @@ __all__ = [
     "given",
     "inpainting",
     "list_sources",
+    "low_resolution",
     "mnist5k",
     "npz",
     "on_device",

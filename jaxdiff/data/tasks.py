@@ -8,8 +8,10 @@ picture; and pairs, where y was recorded with x. They act after preprocessing, s
     inpainting         y = (1 - m) x,   m = 1 in a square, else 0      channels as x, and m [.., H, W, 1]
     edges              y = +1 on Canny's edges of the grey x, else -1  one channel
     given              y comes with the record                         channels as x
+    low_resolution     y = downsample(x), of its own size              channels as x
 
-Every y is float32 in [-1, 1] with x's height and width. Builders are cached: the same words give the same object.
+Every y is float32 in [-1, 1] with x's height and width, the last task's apart, which is what a stage of a cascade is
+given. Builders are cached: the same words give the same object.
 """
 
 from __future__ import annotations
@@ -61,17 +63,48 @@ def super_resolution(factor: int = 4, kernel: str = "box") -> Task:
         return shape
 
     def operator(x: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        height, width, channels = condition_shape(x.shape[-3:])
-        size = height // factor, width // factor
-        if kernel == "box":
-            low = x.reshape(*x.shape[:-3], size[0], factor, size[1], factor, channels).mean((-4, -2), dtype=np.float32)
-        else:
-            flat = x.reshape(-1, height, width, channels).astype(np.float32)
-            low = np.array([resized(one, size, "bicubic") for one in flat], np.float32)
-            low = np.clip(low, -1, 1).reshape(*x.shape[:-3], *size, channels)  # the kernel overshoots at an edge
-        return low.repeat(factor, -3).repeat(factor, -2)
+        condition_shape(x.shape[-3:])
+        return _smaller(x, factor, kernel).repeat(factor, -3).repeat(factor, -2)
 
     return Task("super_resolution", condition_shape, lambda x, bits: {"image": operator(x)}, operator)
+
+
+def _smaller(x: np.ndarray, factor: int, kernel: str) -> np.ndarray:
+    """x [.., H, W, C] made smaller by `factor` along both sides, which it divides."""
+    *lead, height, width, channels = x.shape
+    size = height // factor, width // factor
+    if kernel == "box":
+        return x.reshape(*lead, size[0], factor, size[1], factor, channels).mean((-4, -2), dtype=np.float32)
+    flat = x.reshape(-1, height, width, channels).astype(np.float32)
+    low = np.array([resized(one, size, "bicubic") for one in flat], np.float32)
+    return np.clip(low, -1, 1).reshape(*lead, *size, channels)  # the kernel overshoots at an edge
+
+
+@cache
+def low_resolution(side: int, kernel: str = "box") -> Task:
+    """y [.., h, w, C]: x made smaller until its shorter side is `side` pixels; `kernel` as in `super_resolution`.
+
+    Raises ValueError for a side below 1 or another kernel, and for pictures whose shorter side is no multiple of it, 2
+    or more, by which both sides can be divided.
+    """
+    if side < 1 or kernel not in ("box", "bicubic"):
+        raise ValueError(f"low_resolution got side={side}, kernel={kernel!r}; allowed: 1 or more, and box or bicubic")
+
+    def factor_of(height: int, width: int) -> int:
+        factor = min(height, width) // side
+        if factor < 2 or min(height, width) % side or max(height, width) % factor:
+            raise ValueError(f"low_resolution of side {side} from pictures {height} x {width}; allowed: a side that is "
+                             "contained in both of theirs a whole number of times, 2 or more")
+        return factor
+
+    def condition_shape(shape: Shape) -> Shape:
+        factor = factor_of(*shape[:2])
+        return shape[0] // factor, shape[1] // factor, shape[2]
+
+    def operator(x: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+        return _smaller(x, factor_of(*x.shape[-3:-1]), kernel)
+
+    return Task("low_resolution", condition_shape, lambda x, bits: {"image": operator(x)}, operator)
 
 
 @cache

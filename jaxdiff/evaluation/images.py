@@ -91,7 +91,7 @@ def condition_picture(condition: Any, draws: Any, truth: Any = None, scale: int 
     """One row for each condition, under words: condition | K draws | truth.
 
     Args:
-      condition: `[N, H, W, C']`, float in [-1, 1] or uint8, C' 1 (grey) or 3.
+      condition: `[N, H, W, C']`, float in [-1, 1] or uint8, C' 1 (grey) or 3; or smaller, by a whole factor.
       draws: `[K, N, H, W, C]`.
       truth: `[N, H, W, C]`; None where nobody knows it.
       scale: whole factor of enlargement by nearest neighbour; left out, the smallest that makes a cell's longer side 64.
@@ -99,6 +99,9 @@ def condition_picture(condition: Any, draws: Any, truth: Any = None, scale: int 
     Returns: uint8 `[H', W', 1]`, or `[H', W', 3]` if anything is in colour.
     """
     parts = [to_uint8(condition), to_uint8(draws), to_uint8(draws[0] if truth is None else truth)]
+    if parts[0].ndim == 4 and 0 not in parts[0].shape and parts[1].ndim == 5:
+        for axis in (1, 2):
+            parts[0] = parts[0].repeat(max(1, parts[1].shape[axis + 1] // parts[0].shape[axis]), axis)
     shapes = [part.shape for part in parts]
     y, x, z = (*shapes[0],), (*shapes[1][1:],), (*shapes[2],)
     if len(y) != 4 or x != z or x[:3] != y[:3] or 0 in shapes[1] or {y[-1], z[-1]} - {1, 3}:

@@ -1,0 +1,79 @@
+"""Trained runs as the stages of a cascade: each read from its own run directory, and refused where they do not chain.
+
+    runs = [jd.load_run("runs/base"), jd.load_run("runs/sr1")]
+    check_linked(runs)
+    stages, params = [stage_of(run) for run in runs], [run.params for run in runs]
+    draw = jax.jit(lambda key, params, label: jd.cascade.sample_cascade(key, stages, params, {"label": label}, s=0.2))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxdiff import build, guiding
+from jaxdiff import guidance as guidance_of
+from jaxdiff.cascade import Stage
+from jaxdiff.run import Run, load_run
+from jaxdiff.samplers import Sampler
+from jaxdiff.types import Denoiser, Guidance
+
+
+def stage_of(
+    run: Run,
+    num_steps: int | None = None,
+    sampler: Sampler | str | None = None,
+    guidance: Guidance | float | str | None = None,
+    threshold: float | None = None,
+) -> Stage:
+    """A run as a stage; its params are `run.params`. The options are those of `run.sampler`, the config's by default.
+
+    Raises ValueError for a run whose condition is diffused beside x, or that is no model of pictures, and as
+    `run.sampler` does for wrong options.
+    """
+    config = run.config
+    if run.facts.kind != "image" or build.joint(config) or (run.facts.condition and not run.facts.low_res):
+        raise ValueError(f"the run {config.name!r} is no stage of a cascade; allowed: runs that make pictures from nothing, "
+                         "and runs of task.kind=low_res, such as those of configs/cascade.py")
+    run.sampler(num_steps, sampler, guidance, threshold=threshold)  # refuses what does not suit the run
+    chosen = build.sampler(config, sampler)
+    guides = guiding.guides(config.sampler.guidance if guidance is None else guidance, run, load_run)
+    bound = config.sampler.threshold if threshold is None else threshold
+
+    def led(denoise: Denoiser) -> Denoiser:
+        for guide in guides:
+            denoise = guide.wrap(denoise)
+        return guidance_of.static_threshold(run.path, bound)(denoise) if bound else denoise
+
+    steps = config.sampler.num_steps if num_steps is None else num_steps
+    return Stage(run.facts.shape, run.path, run.denoiser, chosen, steps, None, led, augmentation=build.augmentation(config))
+
+
+def check_linked(runs: Sequence[Run]) -> None:
+    """Refuse runs, base first, that do not hand pictures on to each other: their order, sizes, channels and classes."""
+    if not runs:
+        raise ValueError("no stages; allowed: one run or more, base first")
+    first = runs[0]
+    if first.facts.condition:
+        raise ValueError(f"the first stage, {first.config.name!r}, needs a {_size(first.facts.condition)} picture itself; "
+                         "mend: name the stages from the smallest up, base first")
+    for before, after in zip(runs, runs[1:], strict=False):
+        names = f"stage {after.config.name!r} after {before.config.name!r}"
+        if not after.facts.low_res:
+            raise ValueError(f"{names}: it takes no low-resolution picture; mend: name the stages from the smallest up, each "
+                             "but the first a run of task.kind=low_res")
+        if after.facts.condition != before.facts.shape:
+            raise ValueError(f"{names}: it takes pictures of {_size(after.facts.condition)} and is given "
+                             f"{_size(before.facts.shape)}; mend: the order, or a stage between them")
+        pairs: dict[str, Any] = {"classes": (after.facts.num_classes, before.facts.num_classes)}
+        if after.facts.num_classes and all(run.facts.class_names for run in (before, after)):
+            pairs["class names"] = tuple(", ".join(run.facts.class_names[:3]) for run in (after, before)) \
+                if after.facts.class_names != before.facts.class_names else (0, 0)
+        for fact, (ours, theirs) in pairs.items():
+            if ours != theirs:
+                raise ValueError(f"{names}: it has {fact} {ours}, the one before {theirs}; mend: train both on the same "
+                                 "classes")
+
+
+def _size(shape: Sequence[int]) -> str:
+    return f"{shape[0]} x {shape[1]} with {shape[2]} channel{'s' if shape[2] != 1 else ''}"
