@@ -107,7 +107,10 @@ def _evaluate(workdir: str, run: Any, options: dict[str, Any], progress: bool = 
     plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}  # JSON has no NaN
     evaluation.write_whole(file, lambda out: out.write((json.dumps(plain, indent=2) + "\n").encode()))
     for name, value in found.items():
-        if not isinstance(value, dict):
+        if name.endswith("per_class") and len(value) <= 20:
+            names = dict(enumerate(run.facts.class_names))
+            print(f"{name:22} " + ", ".join(f"{names.get(c, c)} {share:.2f}" for c, share in value.items()))
+        elif not isinstance(value, dict):
             print(f"{name:22} {value:.4f}" if isinstance(value, float) else f"{name:22} {value}")
     print(f"samples: {picture}\nscores:  {file}")
     return 0

@@ -112,8 +112,9 @@ def parser() -> argparse.ArgumentParser:
                      "evaluate.batch_size)")
     one.add_argument("--num", type=_count, metavar="N", help="samples to score (default: the config's evaluate.num)")
     one.add_argument("--metrics", metavar="NAMES", help="some of agreement, frechet, kid, precision_recall, inception_score "
-                     "for pictures; psnr, ssim, lpips, feature_distance, consistency, diversity, frechet, joint_frechet for "
-                     "runs that take a condition picture; with commas (default: all that suit the data)")
+                     "for pictures, and cas (real pictures read by a classifier trained on the samples), which is not "
+                     "among the defaults; psnr, ssim, lpips, feature_distance, consistency, diversity, frechet, "
+                     "joint_frechet for runs that take a condition picture; with commas (default: all that suit the data)")
     one.add_argument("--draws", type=_count, metavar="K", help="samples of each condition picture, for runs that take one "
                      "(default: the config's evaluate.draws)")
     one.add_argument("--lpips", metavar="FILE", help="weights of AlexNet or VGG16 (.pth or .npz), for LPIPS")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff import build, data, evaluation
+from jaxdiff import build, cas, data, evaluation
 from jaxdiff.evaluation import Moments, Statistics
 from jaxdiff.judge import Judge, judge_of
 from jaxdiff.run import Run
@@ -33,23 +33,23 @@ def score_pictures(
     """What pictures are worth beside the run's own real ones, by `wanted` of IMAGE_METRICS.
 
     `parts` are batches `(x float32 [-1, 1] [B, H, W, C], label int32 [B] or None)`, read once, one after the other: of
-    each only features and logits are kept, and for the Frechet distance alone only the features' moments.
+    each only features and logits are kept, and for the Frechet distance alone only the features' moments; for "cas", 8 bits
+    of each pixel.
     """
     part = run.config.evaluate
     found: dict[str, Any] = {}
     judge: Judge | None = None
-    if run.facts.num_classes or not part.inception:
+    if set(wanted) != {"cas"} and (run.facts.num_classes or not part.inception):
         judge = judge_of(run, workdir, progress)
         found |= {"classifier_accuracy": judge.accuracy, "classifier_n": judge.n}
     if part.inception:
         name, features = "inception pool3", evaluation.inception_features(part.inception)
         logits: Callable[[Any], Array] = evaluation.inception_features(part.inception, "logits_unbiased")
-    else:
-        assert judge is not None
+    elif judge is not None:
         name, features, logits = judge.name, judge.features, judge.logits
     distances, keep = {"frechet", "kid", "precision_recall"} & set(wanted), {"kid", "precision_recall"} & set(wanted)
     moments: Moments | None = None
-    seen, read, asked, scored = [], [], [], []
+    seen, read, asked, scored, kept = [], [], [], [], []
     for x, label in parts:
         if "agreement" in wanted:
             assert judge is not None
@@ -62,6 +62,8 @@ def score_pictures(
             seen += [of_part] if keep else []
         if "inception_score" in wanted:
             scored.append(evaluation.extract(logits, x))
+        if "cas" in wanted:
+            kept.append((evaluation.to_uint8(x), label))
     if "agreement" in wanted:
         agreement = evaluation.class_agreement(lambda z: z, np.concatenate(read), np.concatenate(asked))
         found |= {"agreement": agreement["agreement"], "agreement_n": agreement["n"]}
@@ -77,6 +79,9 @@ def score_pictures(
     if "inception_score" in wanted:
         result = evaluation.inception_score(np.concatenate(scored))
         found |= {"inception_score": result.mean, "inception_score_std": result.std}
+    if "cas" in wanted:
+        x, label = (np.concatenate(column) for column in zip(*kept, strict=True))
+        found |= cas.of_run(run, x, label, workdir, progress)
     return found
 
 

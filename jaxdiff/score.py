@@ -24,7 +24,7 @@ from jaxdiff.run import Run
 from jaxdiff.samplers import bits_per_dim, log_likelihood
 from jaxdiff.types import Array
 
-IMAGE_METRICS = ("agreement", "frechet", "kid", "precision_recall", "inception_score")
+IMAGE_METRICS = ("agreement", "frechet", "kid", "precision_recall", "inception_score", "cas")
 POINT_METRICS = ("points",)
 
 
@@ -90,13 +90,17 @@ def score(
     progress: bool = True,
     **how: Any,
 ) -> tuple[dict[str, Any], Samples]:
-    """`(numbers by name, the samples)`. `metrics` picks from IMAGE_METRICS or POINT_METRICS; () is all that suit.
+    """`(numbers by name, the samples)`. `metrics` picks from IMAGE_METRICS or POINT_METRICS; () is all that suit, but
+    "cas" only when it is named: it trains two classifiers.
 
     Raises NoScores where this data has nothing to be measured against, ValueError for a metric that does not suit it.
     """
     part = run.config.evaluate
     wanted = check_metrics(run.config, run.facts, metrics)
     num = part.num if num is None else num
+    if run.facts.low_res and "cas" in wanted:
+        raise ValueError("cas of a stage alone would train on what is made from the test pictures; allowed: cas of a whole "
+                         "cascade, by jaxdiff cascade")
     if run.facts.condition and not run.facts.low_res:
         return _score_pairs(run, workdir, num, wanted, seed, progress, how)
     samples = draw(run, num, seed, _low_res(run, num) if run.facts.low_res else None, part.batch_size, **how)
@@ -150,11 +154,12 @@ def check_metrics(config: ConfigDict, known: Facts, metrics: Sequence[str] = ())
     if known.kind == "points" and config.data.source != "gaussians25":
         raise NoScores(f"points of {config.data.source!r} have no known modes to score; allowed: gaussians25")
     if known.kind == "image" and not known.num_classes:
-        allowed = tuple(name for name in allowed if name != "agreement")
-    wanted = tuple(metrics) or tuple(part.metrics) or allowed
+        allowed = tuple(name for name in allowed if name not in ("agreement", "cas"))
+    wanted = tuple(metrics) or tuple(part.metrics) or tuple(name for name in allowed if name != "cas")
     for name in wanted:
         if name not in allowed:
-            raise ValueError(f"metric is {name!r}; allowed for this run: {', '.join(allowed)}")
+            why = ", which needs classes" if name in IMAGE_METRICS and known.kind == "image" else ""
+            raise ValueError(f"metric is {name!r}{why}; allowed for this run: {', '.join(allowed)}")
     judged = known.kind == "points" or known.num_classes or part.inception or part.classifier
     if not judged and build.source(config, "train").num_classes == 0:
         raise NoScores("pictures without classes are scored by Inception's features; mend: --inception=FILE, its weights")

@@ -32,7 +32,7 @@ MAY = {
 }
 # the floors above may import all that is below them, in this order
 TOP = ["tables", "configfile", "facts", "build", "objective", "guiding", "run", "stages", "fit", "judge",
-       "realism", "inverse", "score", "stream", "cascading", "benchmark", "grammar", "cli"]
+       "cas", "realism", "inverse", "score", "stream", "cascading", "benchmark", "grammar", "cli"]
 HOMES = {
     "flax": {"networks", "evaluation"},
     "optax": {"training"},
@@ -41,8 +41,8 @@ HOMES = {
     "tensorflow_datasets": {"data"},
     "tensorflow": {"data"},
     "diffrax": {"samplers", "observe"},
-    "ml_collections": {"tables", "configfile", "build", "objective", "run", "fit", "judge", "inverse", "score",
-                       "benchmark", "cli"},
+    "ml_collections": {"tables", "configfile", "build", "objective", "run", "fit", "judge", "cas", "inverse",
+                       "score", "benchmark", "cli"},
 }
 
 
