@@ -3,6 +3,7 @@ of a condition beside their truth."""
 
 from jaxdiff.evaluation.classes import accuracy, class_agreement
 from jaxdiff.evaluation.closeness import psnr, ssim
+from jaxdiff.evaluation.curves import curves_picture
 from jaxdiff.evaluation.distances import (
     EnergyDistance,
     FrechetDistance,
@@ -36,7 +37,16 @@ from jaxdiff.evaluation.features import (
     statistics_of,
     to_rgb,
 )
-from jaxdiff.evaluation.images import condition_picture, image_grid, save_npz, save_png, to_uint8, write_whole
+from jaxdiff.evaluation.images import (
+    columns_picture,
+    condition_picture,
+    image_grid,
+    save_npz,
+    save_png,
+    to_uint8,
+    write_json,
+    write_whole,
+)
 from jaxdiff.evaluation.lpips import lpips_distance
 from jaxdiff.evaluation.paired import consistency, diversity, feature_distance, joint_frechet, paired_report
 from jaxdiff.evaluation.points import Modes, mode_report, point_report
@@ -56,10 +66,12 @@ __all__ = [
     "Statistics",
     "accuracy",
     "class_agreement",
+    "columns_picture",
     "condition_picture",
     "consistency",
     "convert_weights",
     "cubic_mmd2",
+    "curves_picture",
     "diversity",
     "energy_distance",
     "extract",
@@ -93,5 +105,6 @@ __all__ = [
     "streaming_moments",
     "to_rgb",
     "to_uint8",
+    "write_json",
     "write_whole",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -107,16 +108,35 @@ def condition_picture(condition: Any, draws: Any, truth: Any = None, scale: int 
     if len(y) != 4 or x != z or x[:3] != y[:3] or 0 in shapes[1] or {y[-1], z[-1]} - {1, 3}:
         raise ValueError(f"condition {shapes[0]}, draws {shapes[1]} and truth {shapes[2]} do not fit; "
                          "give [N, H, W, C'], [K, N, H, W, C] and [N, H, W, C], C and C' 1 or 3")  # fmt: skip
-    channels = max(y[-1], z[-1])
-    scale = math.ceil(CELL / max(z[1:3])) if scale is None else scale
+    known = {} if truth is None else {"truth": parts[2]}
+    return columns_picture({"condition": parts[0], "draws": parts[1].swapaxes(0, 1), **known}, scale)
+
+
+def columns_picture(columns: Mapping[str, Any], scale: int | None = None) -> np.ndarray:
+    """One row for each of N examples, blocks of pictures side by side under their words.
+
+    Args:
+      columns: by their words, `[N, H, W, C]`, or `[N, K, H, W, C]` for K pictures a row; float in [-1, 1] or uint8, C 1
+        (grey) or 3. Pictures smaller than the largest are enlarged to it, which must be by one whole factor.
+      scale: whole factor of enlargement by nearest neighbour; left out, the smallest that makes the longer side 64.
+
+    Returns: uint8 `[H', W', 1]`, or `[H', W', 3]` if anything is in colour.
+    """
+    parts = {word: x if x.ndim == 5 else x[:, None] for word, x in ((word, to_uint8(x)) for word, x in columns.items())}
+    shapes = [x.shape for x in parts.values()]
+    if not all(len(shape) == 5 and 0 not in shape and shape[-1] in (1, 3) for shape in shapes):
+        raise ValueError(f"pictures have shapes {shapes}; allowed: [N, H, W, C] or [N, K, H, W, C], C 1 or 3")
+    height, width, channels = (max(shape[axis] for shape in shapes) for axis in (2, 3, 4))
+    if any(n != shapes[0][0] or height % h or width % w or height // h != width // w for n, _, h, w, _ in shapes):
+        raise ValueError(f"pictures have shapes {shapes}; allowed: as many of each, of sizes that the largest is a whole "
+                         "multiple of")
+    scale = math.ceil(CELL / max(height, width)) if scale is None else scale
     font = ImageFont.load_default(13)
     blocks = []
-    words = ("condition", "draws", "truth") if truth is not None else ("condition", "draws")
-    for word, part in zip(words, parts, strict=False):
-        tiles = part.swapaxes(0, 1) if part.ndim == 5 else part[:, None]  # [N, columns, H, W, C]
-        columns = tiles.shape[1]
-        tiles = np.broadcast_to(tiles, (*tiles.shape[:-1], channels)).reshape(-1, *z[1:3], channels)
-        grid = image_grid(tiles, columns, pad=max(1, 4 // scale), scale=scale)
+    for word, x in parts.items():
+        x = x.repeat(height // x.shape[2], 2).repeat(width // x.shape[3], 3)
+        tiles = np.broadcast_to(x, (*x.shape[:-1], channels)).reshape(-1, height, width, channels)
+        grid = image_grid(tiles, x.shape[1], pad=max(1, 4 // scale), scale=scale)
         spare = max(8, math.ceil(font.getlength(word)) + 8 - grid.shape[1])  # ground beside the grid: a gap between blocks
         sides = (spare // 2, spare - spare // 2)
         block = np.pad(grid, ((26, 4), sides, (0, 0)), constant_values=PAPER)
@@ -156,3 +176,15 @@ def save_npz(path: str | os.PathLike, **arrays: Any) -> Path:
     """Write named arrays as an .npz with their own dtypes and ranges, whole or not at all."""
     held = {name: np.asarray(value) for name, value in arrays.items()}
     return write_whole(path, lambda file: np.savez(file, **held))  # type: ignore[arg-type]
+
+
+def write_json(path: str | os.PathLike, values: Mapping[str, Any]) -> Path:
+    """Write nested figures as JSON, whole or not at all; a number that is not finite, which JSON lacks, becomes null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(name): plain(one) for name, one in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    text = json.dumps(plain(values), indent=2) + "\n"
+    return write_whole(path, lambda file: file.write(text.encode()))

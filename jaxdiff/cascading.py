@@ -1,0 +1,179 @@
+"""A cascade of trained runs: read from their directories, drawn in parts or as a picture, and scored stage by stage.
+
+What `jaxdiff cascade` does. Each stage's pictures are compared with its own run's real ones, so that the base's score and
+the whole cascade's stand side by side (a stage alone, given real low-resolution pictures, is `jaxdiff evaluate`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff import evaluation, realism, score, stream
+from jaxdiff.cascade import Cut, Stage, cut, sample_cascade
+from jaxdiff.run import Run, load_run
+from jaxdiff.stages import check_linked, stage_of
+from jaxdiff.types import Array, Key, Params
+
+# sections of a run's config that decide what its params draw
+DRAWING = ("path", "estimator", "parameterization", "network", "sampler", "grid", "augmentation", "augmentation_path")
+
+
+class Cascade(NamedTuple):
+    """Runs, base first, the directories they were read from, each as a stage, and the options of each: what it was asked."""
+
+    runs: tuple[Run, ...]
+    workdirs: tuple[str, ...]
+    stages: tuple[Stage, ...]
+    how: tuple[dict[str, Any], ...]
+
+    @property
+    def params(self) -> tuple[Params, ...]:
+        return tuple(run.params for run in self.runs)
+
+
+class Order(NamedTuple):
+    """What is drawn of a cascade: `num` samples, `batch_size` at once, classes of `label` in turn (None: there are none).
+
+    s: of each super-resolution stage. Sample n is a function of seed, batch_size and n.
+    """
+
+    s: tuple[float, ...]
+    truncated: bool
+    num: int
+    label: tuple[int, ...] | None
+    seed: int
+    batch_size: int
+
+    def told(self, i: int) -> dict[str, np.ndarray]:
+        """What batch i is asked for; the last batch is filled up by going on."""
+        if self.label is None:
+            return {}
+        return {"label": np.asarray(self.label, np.int32)[np.arange(i * self.batch_size, (i + 1) * self.batch_size)
+                                                          % len(self.label)]}
+
+    def key(self, i: int) -> Key:
+        return jax.random.fold_in(jax.random.key(self.seed), i)
+
+
+def open_cascade(workdirs: Sequence[str], how: Sequence[Mapping[str, Any]]) -> Cascade:
+    """Read the runs and see that they chain; `how` holds the options of `stage_of` for each.
+
+    Raises FileNotFoundError for a directory without a run, ValueError for runs that do not chain and for wrong options.
+    """
+    runs = tuple(load_run(workdir) for workdir in workdirs)
+    check_linked(runs)
+    stages = tuple(stage_of(run, **one) for run, one in zip(runs, how, strict=True))
+    return Cascade(runs, tuple(map(str, workdirs)), stages, tuple(dict(one) for one in how))
+
+
+def levels(s: Sequence[float], count: int) -> tuple[float, ...]:
+    """s of each of `count` super-resolution stages, from one for each or one for all; ValueError for another number."""
+    if len(s) not in (1, count) or (count == 0 and tuple(s) != (0.0,)):
+        raise ValueError(f"s has {len(s)} values for {count} super-resolution stages; allowed: one for each, or one for all")
+    return tuple(map(float, s)) if len(s) == count else (float(s[0]),) * count
+
+
+def stops(stages: Sequence[Stage], s: Sequence[float], truncated: bool) -> list[Cut | None]:
+    """Where each stage ends for the next. Raises ValueError for an s that was not trained, or that a stage cannot end at."""
+    for after, level in zip(stages[1:], s, strict=True):
+        after.augmentation.check(level)
+    return [cut(before.path, after.augmentation, level) if truncated and level else None
+            for before, after, level in zip(stages, stages[1:], s, strict=False)] + [None]
+
+
+def words(cascade: Cascade, order: Order) -> dict[str, Any]:
+    """What decides the samples, as JSON holds it: of each run its name, step and digests, its options, and the order."""
+    found: dict[str, Any] = {}
+    for k, (run, how) in enumerate(zip(cascade.runs, cascade.how, strict=True)):
+        drawing = {name: part for name, part in run.config.to_dict().items() if name in DRAWING}
+        found[f"stage_{k}"] = {
+            "config": run.config.name, "step": run.step,
+            "params": _digest(*(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(run.params))),
+            "settings": _digest(json.dumps(drawing, sort_keys=True, default=str).encode()),
+            **how,
+        }
+    return found | order._asdict()
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
+
+
+def drawer(cascade: Cascade, order: Order, hand_over: bool = False) -> Callable[[int], dict[str, np.ndarray]]:
+    """`draw(i)`: batch i of the order as uint8 arrays `stage_0`, `stage_1`, ..., and `label`; one program for all.
+
+    With `hand_over` also `handed`, the last stage's pictures as they are, float32, to be given to a further stage.
+    """
+    stops(cascade.stages, order.s, order.truncated)
+
+    @jax.jit
+    def program(params: Sequence[Params], key: Key, cond: Mapping[str, Array]) -> list[Array]:
+        return sample_cascade(key, cascade.stages, params, cond or None, order.batch_size, order.s, order.truncated)
+
+    def draw(i: int) -> dict[str, np.ndarray]:
+        told = order.told(i)
+        images = [np.asarray(x) for x in program(cascade.params, order.key(i), jax.tree.map(jnp.asarray, told))]
+        found = {f"stage_{k}": evaluation.to_uint8(x) for k, x in enumerate(images)} | told
+        return found | ({"handed": images[-1]} if hand_over else {})
+
+    return draw
+
+
+def picture(cascade: Cascade, order: Order) -> np.ndarray:
+    """A row a sample: every stage's picture, and the training picture of the last stage that is nearest to its own."""
+    draw = drawer(cascade, order)
+    found = [draw(i) for i in range(-(-order.num // order.batch_size))]
+    of_stage = [np.concatenate([part[f"stage_{k}"] for part in found])[: order.num] for k in range(len(cascade.stages))]
+    columns = {f"{x.shape[1]} x {x.shape[2]}": x for x in of_stage}
+    columns["nearest real"] = realism.nearest_real(cascade.runs[-1], stream.to_float(of_stage[-1]))
+    return evaluation.columns_picture(columns)
+
+
+def check_metrics(cascade: Cascade, metrics: Sequence[str]) -> list[tuple[str, ...]]:
+    """The metrics of each stage: those asked for, or with () all that suit its data. Raises as `score.check_metrics`."""
+    return [score.check_metrics(run.config, run.facts, metrics) for run in cascade.runs]
+
+
+def score_stage(cascade: Cascade, k: int, folder: Any, wanted: Sequence[str], quiet: bool = False) -> dict[str, Any]:
+    """What stage k's pictures in the parts of `folder` are worth beside its run's real ones, one part at a time."""
+    found = ((stream.to_float(part[f"stage_{k}"]), part.get("label"))
+             for part in stream.parts(folder, (f"stage_{k}", "label")))
+    return realism.score_pictures(cascade.runs[k], cascade.workdirs[k], found, wanted, not quiet)
+
+
+def score_parts(
+    cascade: Cascade, order: Order, folder: Any, metrics: Sequence[str] = (), quiet: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Every stage's figures, `stage_0` and on; written to `folder`/scores.json beside the number of samples."""
+    wanted = check_metrics(cascade, metrics)
+    calls = network_calls(cascade.stages, order.s, order.truncated)
+    found = {f"stage_{k}": {"config": run.config.name, "network_calls": calls[k],
+                            **score_stage(cascade, k, folder, wanted[k], quiet)}
+             for k, run in enumerate(cascade.runs)}
+    evaluation.write_json(Path(folder) / "scores.json", {"num": order.num, **found})
+    return found
+
+
+def network_calls(stages: Sequence[Stage], s: Sequence[float], truncated: bool) -> list[int]:
+    """Calls of each stage's denoiser for one sample."""
+    return [stage.sampler.evaluations(len(stage.times(None if stop is None else stop.t)) - 1)
+            for stage, stop in zip(stages, stops(stages, s, truncated), strict=True)]
+
+
+def table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Lines of a table: a column a stage, a row a figure."""
+    names = dict.fromkeys(name for one in found.values() for name, value in one.items() if not isinstance(value, dict))
+    lines = [["", *found]]
+    for name in names:
+        lines.append([name, *(f"{value:.4f}" if isinstance(value, float) else str(value)
+                              for value in (figures.get(name, "") for figures in found.values()))])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]

@@ -1,0 +1,54 @@
+"""Figures against one number: a panel a figure, a line a model, and a dotted line where real data stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+def curves_picture(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    xlabel: str,
+    real: Mapping[str, float] | None = None,
+    columns: int = 3,
+) -> np.ndarray:
+    """Curves as a picture, uint8 `[H, W, 3]`, for `save_png`.
+
+    Args:
+      panels: by the figure's name, the curves by theirs, `(x [N], y [N])` each, drawn in the order of x; None or NaN in y
+        is a gap.
+      xlabel: what x is.
+      real: by the figure's name, what real data gets.
+
+    Raises ValueError for no panel, and for x and y of different lengths.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only pictures need it
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    if not panels:
+        raise ValueError("no figures came in; give at least one panel, panels[figure][curve] = (x, y)")
+    columns = min(columns, len(panels))
+    down = -(-len(panels) // columns)
+    figure = Figure(figsize=(1 + 4 * columns, 0.6 + 3 * down), dpi=110, layout=ConstrainedLayoutEngine())
+    canvas = FigureCanvasAgg(figure)
+    places = figure.subplots(down, columns, squeeze=False)
+    for place, (name, curves) in zip(places.flat, panels.items(), strict=False):
+        for word, (x, y) in curves.items():
+            if len(x) != len(y):
+                raise ValueError(f"{name} of {word} has {len(x)} places and {len(y)} values; give one value a place")
+            order = np.argsort(np.asarray(x, float))
+            place.plot(np.asarray(x, float)[order], np.asarray(y, float)[order], "o-", markersize=4, label=word)
+        held = (real or {}).get(name)
+        if held is not None:
+            place.axhline(held, color="0.4", linestyle=":")
+            place.annotate("real", (0.01, held), (0, -3), ("axes fraction", "data"), "offset points", color="0.4", va="top")
+        place.set(title=name, xlabel=xlabel)
+        place.spines[["top", "right"]].set_visible(False)
+    for place in places.flat[len(panels) :]:
+        place.set_visible(False)
+    named = {word: line for place in places.flat for line, word in zip(*place.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(named.values()), list(named), loc="outside lower center", frameon=False, ncols=min(len(named), 4))
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
