@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxdiff import evaluation, realism, score, stream
 from jaxdiff.cascade import Cut, Stage, cut, sample_cascade
+from jaxdiff.facts import labels_from_text
 from jaxdiff.run import Run, load_run
 from jaxdiff.stages import check_linked, stage_of
 from jaxdiff.types import Array, Key, Params
@@ -63,22 +64,59 @@ class Order(NamedTuple):
         return jax.random.fold_in(jax.random.key(self.seed), i)
 
 
-def open_cascade(workdirs: Sequence[str], how: Sequence[Mapping[str, Any]]) -> Cascade:
-    """Read the runs and see that they chain; `how` holds the options of `stage_of` for each.
+def for_stages(how: Mapping[str, Sequence[Any] | None], count: int) -> list[dict[str, Any]]:
+    """Options of each of `count` stages, from a value for all of them, or one for each, or None.
+
+    Raises ValueError for another number of values.
+    """
+    for name, values in how.items():
+        if values is not None and len(values) not in (1, count):
+            raise ValueError(f"{name} came {len(values)} times for {count} stages; allowed: once for all, or once for each")
+    return [{name: values[k if len(values) > 1 else 0] for name, values in how.items() if values is not None}
+            for k in range(count)]
+
+
+def open_cascade(workdirs: Sequence[str], how: Sequence[Mapping[str, Any]], inception: str | None = None) -> Cascade:
+    """Read the runs and see that they chain. `how`: the options of `stage_of` for each; `inception`: weights to score by.
 
     Raises FileNotFoundError for a directory without a run, ValueError for runs that do not chain and for wrong options.
     """
     runs = tuple(load_run(workdir) for workdir in workdirs)
+    for run in runs:
+        if inception is not None:
+            with run.config.unlocked():
+                run.config.evaluate.inception = inception
     check_linked(runs)
     stages = tuple(stage_of(run, **one) for run, one in zip(runs, how, strict=True))
     return Cascade(runs, tuple(map(str, workdirs)), stages, tuple(dict(one) for one in how))
 
 
-def levels(s: Sequence[float], count: int) -> tuple[float, ...]:
-    """s of each of `count` super-resolution stages, from one for each or one for all; ValueError for another number."""
-    if len(s) not in (1, count) or (count == 0 and tuple(s) != (0.0,)):
-        raise ValueError(f"s has {len(s)} values for {count} super-resolution stages; allowed: one for each, or one for all")
+def levels(s: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    """s of each of `count` super-resolution stages, from one for each, one for all, or None, 0 for all.
+
+    Raises ValueError for another number of values.
+    """
+    if s is None:
+        return (0.0,) * max(count, 0)
+    if len(s) not in (1, count) or count < 1:
+        raise ValueError(f"s has {len(s)} values for {max(count, 0)} super-resolution stages; allowed: one for each, or one "
+                         "for all")
     return tuple(map(float, s)) if len(s) == count else (float(s[0]),) * count
+
+
+def order(
+    cascade: Cascade, s: tuple[float, ...], truncated: bool, num: int | None, label: str | None, seed: int, batch_size: int
+) -> Order:
+    """What is drawn, from words: `label` a class by number or name, or several with commas; all classes in turn for None.
+
+    num: by default what the last run's config evaluates with. Raises ValueError for a class that the runs do not have.
+    """
+    known = cascade.runs[-1].facts
+    num = cascade.runs[-1].config.evaluate.num if num is None else num
+    classes = tuple(range(known.num_classes)) or None
+    if label is not None:
+        classes = tuple(labels_from_text(label, len(label.split(",")), known).tolist())
+    return Order(s, truncated, num, classes, seed, min(batch_size, num))
 
 
 def stops(stages: Sequence[Stage], s: Sequence[float], truncated: bool) -> list[Cut | None]:
@@ -150,10 +188,9 @@ def score_stage(cascade: Cascade, k: int, folder: Any, wanted: Sequence[str], qu
 
 
 def score_parts(
-    cascade: Cascade, order: Order, folder: Any, metrics: Sequence[str] = (), quiet: bool = False
+    cascade: Cascade, order: Order, folder: Any, wanted: Sequence[Sequence[str]], quiet: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Every stage's figures, `stage_0` and on; written to `folder`/scores.json beside the number of samples."""
-    wanted = check_metrics(cascade, metrics)
+    """Every stage's figures, `stage_0` and on, by the metrics `wanted` of each; also in `folder`/scores.json."""
     calls = network_calls(cascade.stages, order.s, order.truncated)
     found = {f"stage_{k}": {"config": run.config.name, "network_calls": calls[k],
                             **score_stage(cascade, k, folder, wanted[k], quiet)}

@@ -1,4 +1,4 @@
-"""The command line: `jaxdiff train | sample | evaluate | likelihood | data | bench`.
+"""The command line: `jaxdiff train | sample | evaluate | cascade | likelihood | data | bench`.
 
 Exit codes: 0 done; 1 the work failed (a loss that is not finite, a full disk); 2 the words were wrong (a flag, a config
 key, a data set, a shape, a checkpoint), said in one line, with every file left as it was; 128 + n stopped by signal n,
@@ -144,6 +144,42 @@ def sample(args: argparse.Namespace) -> int:
     return 0
 
 
+def cascade(args: argparse.Namespace) -> int:
+    """Draw samples from a cascade of runs: a picture, parts in a directory with their scores, or a sweep over s."""
+    from jaxdiff import cascading, evaluation, stream, sweeping
+
+    drawn = Path(args.out).suffix == ".png"
+    if Path(args.out).suffix in (".npz", ".jpg", ".jpeg"):
+        raise ValueError(f"--out is {args.out!r}; allowed: a name that ends in .png, or a directory")
+    for flag in ("metrics", "sweep_s"):
+        if drawn and getattr(args, flag) is not None:
+            raise ValueError(f"--{flag} came with --out={args.out}, a picture; mend: --out=DIR, a directory")
+    count = len(args.stage)
+    how = {"num_steps": args.steps, "sampler": args.sampler, "guidance": args.guidance, "threshold": args.threshold}
+    chosen = cascading.open_cascade(args.stage, cascading.for_stages(how, count), args.inception)
+    swept = args.sweep_s is not None
+    order = cascading.order(
+        chosen, cascading.levels(args.s, count - 1 - swept), args.truncated, args.num or (16 if drawn else None), args.label,
+        args.seed, args.batch_size,
+    )
+    words = args.metrics or ("frechet" if swept else "")
+    metrics = () if words == "all" else tuple(filter(None, words.split(",")))
+    if swept:
+        found = sweeping.sweep(chosen, order, args.sweep_s, args.out, metrics, args.quiet)
+        place: Any = evaluation.save_png(Path(args.out) / "sweep.png", sweeping.picture(chosen, found))
+        print("\n".join(sweeping.table(found)))
+    elif drawn:
+        place = evaluation.save_png(args.out, cascading.picture(chosen, order))
+    else:
+        wanted = cascading.check_metrics(chosen, metrics) if words else None
+        stream.fill(args.out, cascading.words(chosen, order), cascading.drawer(chosen, order), args.quiet)
+        place = args.out
+        if wanted is not None:
+            print("\n".join(cascading.table(cascading.score_parts(chosen, order, args.out, wanted, args.quiet))))
+    print(f"{order.num} samples: {place}")
+    return 0
+
+
 def likelihood(args: argparse.Namespace) -> int:
     """Print the test split's negative log-likelihood."""
     from jaxdiff import score
@@ -194,7 +230,8 @@ def bench(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
 
 
 COMMANDS: dict[str, Callable[..., int]] = {
-    "train": train, "sample": sample, "evaluate": evaluate, "likelihood": likelihood, "data": data, "bench": bench,
+    "train": train, "sample": sample, "evaluate": evaluate, "cascade": cascade, "likelihood": likelihood,
+    "data": data, "bench": bench,
 }
 
 

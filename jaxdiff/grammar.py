@@ -56,6 +56,14 @@ def _guidance(text: str) -> float | str:
         return text
 
 
+def _levels(text: str) -> tuple[float, ...]:
+    """Numbers, with commas."""
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, or numbers with commas as in 0,0.1,0.2") from None
+
+
 def _seed(text: str) -> int:
     """A whole number from 0 that fits into 32 bits."""
     if not text.isdecimal() or int(text) >= 2**32:
@@ -124,6 +132,10 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--classifier", metavar="DIR", help="run of a classifier, trained with configs/classifier.py, to judge "
                      "with (default: one is trained beside the run, once)")
 
+    one = command("cascade", "Draw samples from a cascade of trained runs and score every stage, or sweep s, the noise on "
+                  "what the last one is given.", WAYS_OF_GUIDANCE)
+    _cascade_flags(one)
+
     one = command("likelihood", "How likely real held-out data is under the model: bits per dimension, for points nats.")
     _run_flags(one)
     one.add_argument("--num", type=_count, metavar="N", help="examples of the test split (default: all)")
@@ -179,3 +191,41 @@ def _draw_flags(one: argparse.ArgumentParser) -> None:
                      "low-resolution input to this time of its augmentation's path (default 0, clean)")
     one.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the random numbers: the same seed, the same "
                      "samples (default 0)")
+
+
+def _cascade_flags(one: argparse.ArgumentParser) -> None:
+    each = "; give it once for all stages, or once for each in the order of --stage (default: each config's)"
+    one.add_argument("--stage", action="append", required=True, metavar="DIR", help="directory of a stage's run; once for "
+                     "each, the base first and then as the pictures grow")
+    one.add_argument("--out", required=True, metavar="OUT", help="FILE.png: a picture, a row a sample: every stage, and the "
+                     "training picture nearest to the last; or DIR: samples in parts, DIR/part_00000.npz and on, with the "
+                     "8-bit arrays stage_0, stage_1, ... and label; the same command goes on where it was stopped")
+    one.add_argument("--s", type=_levels, metavar="S", help="how much noise each super-resolution stage is told is on what "
+                     "it is given, a time of its augmentation's path; one for all, or one for each with commas (default 0: "
+                     "the pictures as they are, the one s that every stage knows; those trained with Gaussian augmentation "
+                     "want more, which --sweep_s finds). With --sweep_s, of the stages before the last")
+    one.add_argument("--truncated", action="store_true", help="stop each stage where its own noise is that of s, instead "
+                     "of drawing it to the end and adding noise")
+    one.add_argument("--sweep_s", type=_levels, metavar="S,S,...", help="draw and score the last stage at each of these s, "
+                     "into a DIR: from the same pictures of the stages before, drawn once (with --truncated anew for each "
+                     "s). A row a value in DIR/sweep.jsonl, the curves in DIR/sweep.png; values that have a row are passed "
+                     "over")
+    one.add_argument("--metrics", metavar="NAMES", help="score the parts in a DIR, each stage beside its own run's real "
+                     "pictures: some of agreement, frechet, kid, precision_recall, inception_score, or all; also "
+                     "to DIR/scores.json (default: none; of a sweep frechet)")
+    one.add_argument("--inception", metavar="FILE", help="weights of FID's Inception-v3 (.pth or .npz), to compare by its "
+                     "features (default: by those of a classifier of each stage's data)")
+    one.add_argument("--num", type=_count, metavar="N", help="how many samples (default: 16 in a picture, in a DIR the last "
+                     "stage's evaluate.num)")
+    one.add_argument("--label", metavar="CLASS", help="a class, by number or name, or several with commas, drawn in turn "
+                     "(default: all classes in turn)")
+    one.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the random numbers: the same seed and batch "
+                     "size, the same samples (default 0)")
+    one.add_argument("--batch_size", type=_count, default=250, metavar="N", help="samples computed at once, and kept in a "
+                     "part (default 250)")
+    one.add_argument("--steps", type=_count, action="append", metavar="N", help="steps of the sampler" + each)
+    one.add_argument("--sampler", action="append", metavar="NAME", help="as in jaxdiff sample" + each)
+    one.add_argument("--guidance", type=_guidance, action="append", metavar="HOW", help="as in jaxdiff sample, see "
+                     "below" + each)
+    one.add_argument("--threshold", type=float, action="append", metavar="BOUND", help="as in jaxdiff sample" + each)
+    one.add_argument("--quiet", action="store_true", help="no line for each part")
