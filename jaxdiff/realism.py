@@ -27,6 +27,21 @@ def real_examples(run: Run, split: str, num: int | None = None) -> dict[str, np.
     return data.preview(records, num, preprocess=build.preprocess(run.config, run.facts))
 
 
+def nearest_real(run: Run, x: np.ndarray) -> np.ndarray:
+    """Of every picture of `x` float32 [-1, 1] `[N, H, W, C]` the training picture nearest to it, pixel by pixel: what a
+    model that only remembers would have drawn. The split is read batch by batch."""
+    records = build.source(run.config, "train")
+    flat, found = x.reshape(len(x), -1), np.zeros_like(x)
+    least = np.full(len(x), np.inf)
+    for batch in build.pipeline(run.config, records, batch_size=min(512, len(records))).epoch():
+        real = batch["x"].reshape(len(batch["x"]), -1)
+        distance = (flat**2).sum(1)[:, None] + (real**2).sum(1)[None] - 2 * flat @ real.T
+        nearest, best = distance.argmin(1), distance.min(1)
+        closer = best < least
+        found[closer], least[closer] = batch["x"][nearest[closer]], best[closer]
+    return found
+
+
 def score_pictures(
     run: Run, workdir: Any, parts: Iterable[tuple[np.ndarray, Any]], wanted: Sequence[str], progress: bool = True
 ) -> dict[str, Any]:

@@ -32,7 +32,8 @@ MAY = {
 }
 # the floors above may import all that is below them, in this order
 TOP = ["tables", "configfile", "facts", "build", "objective", "guiding", "run", "stages", "fit", "judge",
-       "cas", "realism", "inverse", "score", "stream", "cascading", "benchmark", "grammar", "cli"]
+       "cas", "realism", "inverse", "score", "stream", "cascading", "sweeping",
+       "benchmark", "grammar", "cli"]
 HOMES = {
     "flax": {"networks", "evaluation"},
     "optax": {"training"},
