@@ -44,6 +44,9 @@ def facts(config: ConfigDict, records: data.Source) -> Facts:
     classes = records.num_classes if config.condition.label else 0
     known = Facts(shape, classes, records.levels, records.kind, records.class_names)
     chosen = task(config)
+    if config.task.kind != "low_res" and config.augmentation.kind != "none":
+        raise ValueError(f"augmentation.kind is {config.augmentation.kind!r} without a low-resolution input; mend: "
+                         "task.kind=low_res, or augmentation.kind=none")
     if chosen is None:
         if config.estimator.kind != "none":
             raise ValueError(f"estimator.kind is {config.estimator.kind!r} without a condition; mend: task.kind, one of "
@@ -57,9 +60,6 @@ def facts(config: ConfigDict, records: data.Source) -> Facts:
     if known.low_res and (joint(config) or adversarial(config) or config.network.kind != "unet"):
         raise ValueError(f"task.kind is {config.task.kind!r}, whose small picture only a denoising U-Net reads; mend: "
                          "estimator.kind=cde, loss.kind=denoising, network.kind=unet")
-    if not known.low_res and config.augmentation.kind != "none":
-        raise ValueError(f"augmentation.kind is {config.augmentation.kind!r} without a low-resolution input; mend: "
-                         "task.kind=low_res, or augmentation.kind=none")
     return known
 
 
@@ -245,7 +245,8 @@ def apply(config: ConfigDict, net: Any, known: Facts, train: bool = False) -> Ca
 def init_params(config: ConfigDict, net: Any, known: Facts, key: Key) -> Params:
     """Fresh parameters. They depend on the key and the config only, not on the batch size."""
     keys = batch_keys(config, known)
-    x, told = [known.shape], {}
+    x: list[tuple[int, ...]] = [known.shape]
+    told: dict[str, tuple[int, ...]] = {}
     if joint(config):
         x.append(keys.pop("image"))
     if known.low_res:

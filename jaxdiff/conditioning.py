@@ -36,7 +36,7 @@ def chain(*draws: Any) -> Any:
 
     def draw(keys: Key, cond: Mapping[str, Any]) -> dict[str, Any]:
         for i, one in enumerate(draws):
-            cond = one(jax.vmap(lambda key: jax.random.fold_in(key, i))(keys) if i else keys, cond)
+            cond = one(jax.vmap(jax.random.fold_in, (0, None))(keys, i) if i else keys, cond)
         return dict(cond)
 
     return draw

@@ -32,7 +32,8 @@ def words(arg: str, **defaults: Any) -> Any:
         name, equals, value = word.partition("=")
         if name not in defaults:
             raise ValueError(f"the config's argument has {word!r}; allowed: {', '.join(defaults)}")
-        found[name] = _like(defaults[name], value, name) if equals else True
+        text = isinstance(defaults[name], str)  # "none" is a word as any other here
+        found[name] = (value if text else _like(defaults[name], value, name)) if equals else True
         if not equals and not isinstance(defaults[name], bool):
             raise ValueError(f"the config's argument {name!r} needs a value; allowed: {name}={defaults[name]}")
     return SimpleNamespace(**found)

@@ -80,8 +80,9 @@ class Run(NamedTuple):
 
         In the returned function `shape_or_num` is static: a count of examples, or the whole shape `[B, ...]`. With cond
         None a class-conditional run draws from all classes at once (the null label). A run with a condition picture
-        needs it as cond["image"], float32 [-1, 1] `[B, H, W, C]` (a stage `[B, h, w, C]`). An unconditional run that is given "image" and "mask"
-        (`[B, H, W, 1]`, 1 = hidden) fills in the hidden pixels by replacing the known ones (`jd.observe.known_pixels`).
+        needs it as cond["image"], float32 [-1, 1] `[B, H, W, C]` (a stage `[B, h, w, C]`). An unconditional run that is
+        given "image" and "mask" (`[B, H, W, 1]`, 1 = hidden) fills in the hidden pixels by replacing the known ones
+        (`jd.observe.known_pixels`).
         A generator draws a latent at each step, or takes cond["z"] `[B, latent_dim]` at all of them; it goes down the steps
         that it was trained for, by `ancestral`, without guidance.
         """

@@ -8,8 +8,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import Any
 
 from jaxdiff import build, guiding
 from jaxdiff import guidance as guidance_of
@@ -57,22 +57,22 @@ def check_linked(runs: Sequence[Run]) -> None:
     if first.facts.condition:
         raise ValueError(f"the first stage, {first.config.name!r}, needs a {_size(first.facts.condition)} picture itself; "
                          "mend: name the stages from the smallest up, base first")
-    for before, after in zip(runs, runs[1:], strict=False):
+    for before, after in itertools.pairwise(runs):
         names = f"stage {after.config.name!r} after {before.config.name!r}"
         if not after.facts.low_res:
-            raise ValueError(f"{names}: it takes no low-resolution picture; mend: name the stages from the smallest up, each "
-                             "but the first a run of task.kind=low_res")
+            raise ValueError(f"{names}: it takes no low-resolution picture; mend: name the stages from the smallest up, all "
+                             "but the first runs of task.kind=low_res")
         if after.facts.condition != before.facts.shape:
             raise ValueError(f"{names}: it takes pictures of {_size(after.facts.condition)} and is given "
                              f"{_size(before.facts.shape)}; mend: the order, or a stage between them")
-        pairs: dict[str, Any] = {"classes": (after.facts.num_classes, before.facts.num_classes)}
-        if after.facts.num_classes and all(run.facts.class_names for run in (before, after)):
-            pairs["class names"] = tuple(", ".join(run.facts.class_names[:3]) for run in (after, before)) \
-                if after.facts.class_names != before.facts.class_names else (0, 0)
-        for fact, (ours, theirs) in pairs.items():
-            if ours != theirs:
-                raise ValueError(f"{names}: it has {fact} {ours}, the one before {theirs}; mend: train both on the same "
-                                 "classes")
+        ours, theirs = ((run.facts.num_classes, run.facts.class_names) for run in (after, before))
+        if ours[0] != theirs[0] or (ours[0] and ours[1] and theirs[1] and ours[1] != theirs[1]):
+            raise ValueError(f"{names}: it has {_classes(*ours)}, the one before {_classes(*theirs)}; mend: train both on "
+                             "the same classes")
+
+
+def _classes(num: int, names: Sequence[str]) -> str:
+    return f"{num} classes" + (f" ({', '.join(names[:3])}, ...)" if names else "")
 
 
 def _size(shape: Sequence[int]) -> str:

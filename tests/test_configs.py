@@ -43,7 +43,8 @@ def load(name, words="", **overrides):
 
 def test_every_config_is_here():
     found = {path.stem for path in CONFIGS.glob("*.py")} - {"common", "gan"}
-    assert found == {*FULL, "classifier", "noisy_classifier", "inverse", "cmde", *FEW_STEPS}
+    assert found == {*FULL, "classifier", "noisy_classifier", "inverse", "cmde", "cascade",
+                     "imagenet_cascade", *FEW_STEPS}
     for name in found:  # a config says what it is and how it is run
         assert f"--config=configs/{name}.py" in (CONFIGS / f"{name}.py").read_text()
 
@@ -102,6 +103,22 @@ def parameters(config, known):
 )
 def test_published_sizes(name, method, millions, within):
     assert parameters(load(name, f"method={method}"), FULL[name]) / 1e6 == pytest.approx(millions, rel=within)
+
+
+@pytest.mark.parametrize("stage, side, given", [("base", 32, 0), ("sr64", 64, 32), ("sr128", 128, 64), ("sr256", 256, 64)])
+def test_cdm_s_stages(stage, side, given):
+    """Each is told what its place in the cascade asks for, its pipeline and its loss fit, and so does its sampler."""
+    config = load("imagenet_cascade", f"stage={stage}")
+    known = Facts((side, side, 3), 1000, 256, "image", (), (given, given, 3) if given else ())
+    net, path = build.network(config, known), build.path(config)
+    assert net.cond_keys == {"label"} | ({"low_res"} if given else set()) | ({"low_res_t"} if stage == "sr64" else set())
+    assert list(objective.loss(config, net, known).losses) == ["denoiser"]
+    assert config.data.batch_size * config.train.steps >= 500e6
+    chain = config.sampler.num_steps
+    assert chain == (4000 if side <= 64 else 100) and build.sampler(config).grid(path, chain).shape == (chain + 1,)
+    small = load("imagenet_cascade", f"stage={stage},smoke")
+    facts = build.facts(small, build.source(small, "train"))
+    assert facts.shape == (side // 4, side // 4, 3) and facts.condition == ((given // 4, given // 4, 3) if given else ())
 
 
 def test_recipes():

@@ -9,7 +9,7 @@ from PIL import Image
 
 import jaxdiff.data as data
 from jaxdiff.data.preprocess import Preprocess, uniform_bits
-from jaxdiff.data.tasks import edges, given, inpainting, super_resolution
+from jaxdiff.data.tasks import edges, given, inpainting, low_resolution, super_resolution
 
 
 def pictures(*shape, seed=0):
@@ -55,6 +55,25 @@ def test_box_super_resolution_is_the_block_mean_repeated():
         block = x[:, top : top + 4, left : left + 4].astype(np.float64)
         want[:, top : top + 4, left : left + 4] = block.mean((1, 2), keepdims=True)
     np.testing.assert_allclose(super_resolution(4).make(x, bits(3))["image"], want, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", ["box", "bicubic"])
+def test_low_resolution_is_super_resolution_s_picture_before_it_is_blown_up(kernel):
+    x = np.random.default_rng(0).uniform(-1, 1, (3, 8, 12, 2)).astype(np.float32)
+    low = low_resolution(4, kernel)
+    y = low.make(x, bits(3))["image"]
+    assert low.condition_shape((8, 12, 2)) == y.shape[1:] == (4, 6, 2)
+    np.testing.assert_array_equal(y.repeat(2, 1).repeat(2, 2), super_resolution(2, kernel).make(x, bits(3))["image"])
+    np.testing.assert_array_equal(low.operator(x[None])[0], y)
+
+
+def test_low_resolution_sees_the_flip_of_its_picture(mnist):
+    """Made after the flip: the small picture is that of the very picture beside it."""
+    pipe = data.pipeline(mnist, 32, preprocess=Preprocess((28, 28, 1), flip=True), task=low_resolution(7))
+    batch, plain = pipe.batch(0), data.pipeline(mnist, 32, preprocess=Preprocess((28, 28, 1))).batch(0)
+    flipped = (batch["x"] != plain["x"]).any((1, 2, 3))
+    assert 4 < flipped.sum() < 28
+    np.testing.assert_allclose(batch["image"], batch["x"].reshape(32, 7, 4, 7, 4, 1).mean((2, 4)), atol=1e-6)
 
 
 def test_bicubic_super_resolution_is_pillow_s_downscale():
@@ -208,6 +227,11 @@ def test_an_empty_share_of_the_last_batch_has_the_fields():
         (lambda: inpainting(0.9).condition_shape((8, 16, 1)), "more than fits of a picture 8 x 16; allowed: .* 1 to 8"),
         (lambda: inpainting().operator(np.zeros((1, 8, 8, 1))), "needs the mask"),
         (lambda: super_resolution(2).operator(np.zeros((1, 8, 7, 1))), "pictures 8 x 7"),
+        (lambda: low_resolution(0), "side=0, kernel='box'; allowed: 1 or more"),
+        (lambda: low_resolution(4, "lanczos"), "allowed: .*box or bicubic"),
+        (lambda: low_resolution(8).condition_shape((8, 8, 1)), "of side 8 from pictures 8 x 8; allowed: .* 2 or more"),
+        (lambda: low_resolution(5).condition_shape((28, 28, 1)), "of side 5 from pictures 28 x 28"),
+        (lambda: low_resolution(4).condition_shape((8, 9, 1)), "of side 4 from pictures 8 x 9"),
     ],
 )
 def test_wrong_words_get_one_line(build, message):
