@@ -86,7 +86,8 @@ def fill(
         evaluation.save_npz(part_file(folder, i), **{name: value[:keep] for name, value in draw(i).items()})
         if not quiet:
             rate = size / (time.perf_counter() - start)
-            print(f"{folder}: {i * size + keep} of {num}, {rate:.3g} samples/s", flush=True)
+            said = f"{rate:.3g}" if rate < 100 else f"{rate:,.0f}"
+            print(f"{folder}: {i * size + keep} of {num}, {said} samples/s", flush=True)
 
 
 def read(folder: Any, i: int, names: Sequence[str] = ()) -> dict[str, np.ndarray]:

@@ -29,8 +29,9 @@ from jaxdiff.cascade import sample_stage
 from jaxdiff.cascading import Cascade, Order
 
 # what is drawn and printed, in this order, where a row has it; and beside it what real data gets, under what name
-SHOWN = ("frechet", "kid", "precision", "recall", "agreement", "inception_score")
-REAL = {"frechet": "frechet_floor", "agreement": "classifier_accuracy"}
+SHOWN = {"frechet": "Frechet distance", "kid": "KID", "precision": "precision", "recall": "recall",
+         "agreement": "class agreement", "inception_score": "Inception Score", "cas": "CAS"}
+REAL = {"frechet": "frechet_floor", "agreement": "classifier_accuracy", "cas": "cas_real"}
 
 
 def sweep(
@@ -129,7 +130,7 @@ def picture(cascade: Cascade, found: Sequence[dict[str, Any]]) -> np.ndarray:
     for stage, figures in found[-1]["figures"].items():
         for name in (name for name in SHOWN if name in figures):
             places = [(row["s"], row["figures"][stage][name]) for row in found]
-            panels.setdefault(name, {})[sizes[stage]] = tuple(zip(*places, strict=True))
+            panels.setdefault(SHOWN[name], {})[sizes[stage]] = tuple(zip(*places, strict=True))
             if REAL.get(name) in figures and stage == f"stage_{len(cascade.runs) - 1}":
-                real[name] = figures[REAL[name]]
+                real[SHOWN[name]] = figures[REAL[name]]
     return evaluation.curves_picture(panels, "s", real)

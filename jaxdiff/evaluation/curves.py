@@ -43,7 +43,9 @@ def curves_picture(
         held = (real or {}).get(name)
         if held is not None:
             place.axhline(held, color="0.4", linestyle=":")
-            place.annotate("real", (0.01, held), (0, -3), ("axes fraction", "data"), "offset points", color="0.4", va="top")
+            high = held > sum(place.get_ylim()) / 2
+            place.annotate("real", (0.99, held), (0, -3 if high else 3), ("axes fraction", "data"), "offset points",
+                           color="0.4", ha="right", va="top" if high else "bottom")
         place.set(title=name, xlabel=xlabel)
         place.spines[["top", "right"]].set_visible(False)
     for place in places.flat[len(panels) :]:
