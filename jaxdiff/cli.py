@@ -181,13 +181,34 @@ def cascade(args: argparse.Namespace) -> int:
 
 
 def likelihood(args: argparse.Namespace) -> int:
-    """Print the test split's negative log-likelihood."""
+    """Print the test split's negative log-likelihood under a run, or the bound of a cascade and its parts."""
+    for flag, of in (("step", "workdir"), ("s", "stage"), ("times", "stage")):
+        if getattr(args, flag) is not None and getattr(args, of) is None:
+            raise ValueError(f"--{flag} came without --{of}, to which it belongs; mend: leave it out")
+    if args.stage is not None:
+        return _cascade_likelihood(args)
     from jaxdiff import score
 
     found = score.likelihood(_load(args), args.num, args.seed, args.trace, args.probes)
-    value = f"{found['value']:.4f} +- {found['standard_error']:.4f} {found['unit']}"
-    print(f"{value} ({found['kind']}, n = {found['n']}, test split)")
+    print(f"{_measured(found)} {found['unit']} ({found['kind']}, n = {found['n']}, test split)")
     return 0
+
+
+def _cascade_likelihood(args: argparse.Namespace) -> int:
+    from jaxdiff import cascade_likelihood, cascading
+    from jaxdiff.run import load_run
+
+    s = cascading.levels(args.s, len(args.stage) - 1)
+    runs = [load_run(workdir, ema=not args.raw) for workdir in args.stage]
+    found = cascade_likelihood.likelihood(runs, args.num, args.seed, s, args.trace, args.probes, args.times or 32)
+    print(f"{_measured(found)} {found['unit']} ({found['kind']}, n = {found['n']}, test split)")
+    for part in found["terms"]:
+        print(f"  {_measured(part)} by the stage of {part['shape'][0]} x {part['shape'][1]} ({part['kind']})")
+    return 0
+
+
+def _measured(found: dict[str, Any]) -> str:
+    return f"{found['value']:.4f} +- {found['standard_error']:.4f}"
 
 
 def data(args: argparse.Namespace) -> int:

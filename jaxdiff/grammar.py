@@ -137,7 +137,16 @@ def parser() -> argparse.ArgumentParser:
     _cascade_flags(one)
 
     one = command("likelihood", "How likely real held-out data is under the model: bits per dimension, for points nats.")
-    _run_flags(one)
+    which = one.add_mutually_exclusive_group(required=True)
+    which.add_argument("--stage", action="append", metavar="DIR", help="instead of --workdir: directory of a stage's run, "
+                       "once for each stage of a cascade, base first; the bound of the whole cascade, and what of it each "
+                       "stage costs")
+    _run_flags(one, which)
+    one.add_argument("--s", type=_levels, metavar="S", help="of a cascade, which needs it: how much noise is on what each "
+                     "super-resolution stage is given, above 0, a time of its augmentation's path; one for all, or one for "
+                     "each with commas. The smaller, the more the stages before the last must tell")
+    one.add_argument("--times", type=_count, metavar="N", help="of a cascade: network calls for each stage before the last "
+                     "whose process is continuous, at as many noise levels (default 32)")
     one.add_argument("--num", type=_count, metavar="N", help="examples of the test split (default: all)")
     one.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the random numbers (default 0)")
     one.add_argument("--trace", choices=("exact", "hutchinson"), help="how the divergence of the probability-flow ODE is "
@@ -168,8 +177,10 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _run_flags(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--workdir", required=True, metavar="DIR", help="directory of the run, as given to jaxdiff train")
+def _run_flags(one: argparse.ArgumentParser, which: Any = None) -> None:
+    """--workdir, or that among the flags of which one is wanted, and what is read there."""
+    (which or one).add_argument("--workdir", required=which is None, metavar="DIR", help="directory of the run, as given to "
+                                "jaxdiff train")
     one.add_argument("--step", type=_count, metavar="N", help="checkpoint of this training step (default: the newest one)")
     one.add_argument("--raw", action="store_true", help="use the parameters themselves, not their moving average (EMA)")
 
