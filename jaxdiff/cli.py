@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
-import math
 import os
 import sys
 import warnings
@@ -103,9 +101,7 @@ def _evaluate(workdir: str, run: Any, options: dict[str, Any], progress: bool = 
     found = {"step": run.step, **{k: v for k, v in options.items() if v not in (None, ())}, **found}
     shown = fit.picture(*score.shown(run, samples, 10 * (run.facts.num_classes or 10)))
     picture = evaluation.save_png(folder / f"step_{run.step:06d}.png", shown)
-    file = folder / f"step_{run.step:06d}.json"
-    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}  # JSON has no NaN
-    evaluation.write_whole(file, lambda out: out.write((json.dumps(plain, indent=2) + "\n").encode()))
+    file = evaluation.write_json(folder / f"step_{run.step:06d}.json", found)
     for name, value in found.items():
         if name.endswith("per_class") and len(value) <= 20:
             names = dict(enumerate(run.facts.class_names))

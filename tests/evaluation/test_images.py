@@ -1,12 +1,22 @@
 """Grids pixel by pixel, and files that are whole or not there."""
 
+import json
 import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff.evaluation import condition_picture, image_grid, save_npz, save_png, to_uint8, write_whole
+from jaxdiff.evaluation import (
+    columns_picture,
+    condition_picture,
+    image_grid,
+    save_npz,
+    save_png,
+    to_uint8,
+    write_json,
+    write_whole,
+)
 
 
 def test_to_uint8_rounds_and_clips():
@@ -136,3 +146,24 @@ def test_wrong_pictures_are_named(tmp_path):
     with pytest.raises(ValueError, match="see image_grid"):
         save_png(tmp_path / "x.png", np.zeros((2, 4, 4, 3)))
     assert not os.listdir(tmp_path)
+
+
+def test_columns_of_different_sizes_share_their_rows():
+    """A 2x2 picture beside a 4x4 one is enlarged to it; K pictures a row stand together; grey beside colour is colour."""
+    small, large = np.arange(2 * 4, dtype=np.uint8).reshape(2, 2, 2, 1) * 20, np.full((2, 3, 4, 4, 3), 200, np.uint8)
+    page = columns_picture({"a": small, "b": large}, scale=2)
+    assert page.dtype == np.uint8 and page.shape[2] == 3
+    blocks = [(page == level).all(-1) for level in (*range(20, 160, 20), 200)]
+    assert [int(block.sum()) for block in blocks[:-1]] == [4 * 4] * 7  # a pixel twice larger, then twice again
+    assert int(blocks[-1].sum()) == 2 * 3 * 8 * 8
+    tops = [np.nonzero(block.any(1))[0][0] for block in blocks]
+    assert tops[0] == tops[-1] and tops[3] > tops[1]  # the rows of both blocks start together
+    for wrong in ({"a": small, "b": large[:1]}, {"a": small, "b": np.zeros((2, 3, 3, 1))}, {"a": small[0]}):
+        with pytest.raises(ValueError, match="pictures have shapes"):
+            columns_picture(wrong)
+
+
+def test_json_has_no_nan(tmp_path):
+    values = {"a": float("nan"), "b": {3: float("-inf"), "c": 0.5}, "d": [1, "x"]}
+    file = write_json(tmp_path / "a.json", values)
+    assert json.loads(file.read_text()) == {"a": None, "b": {"3": None, "c": 0.5}, "d": [1, "x"]}
