@@ -82,14 +82,14 @@ def differ(a, b):
 
 
 def test_parts_are_the_cascade(call, opened, tmp_path):
-    code, out, err = call(f"--out={tmp_path / 'a'}", "--s=0.3", "--num=10", "--batch_size=4", "--label=3,5", "--seed=7")
+    code, out, err = call(f"--out={tmp_path / 'a'}", "--s=0.3", "--num=10", "--batch_size=4", "--label=3,5,8", "--seed=7")
     assert (code, err) == (0, "") and "10 of 10" in out
     found = arrays(tmp_path / "a")
-    assert found["label"].tolist() == [3, 5] * 5
+    assert found["label"].tolist() == [3, 5, 8] * 3 + [3]
     assert (found["stage_0"].shape, found["stage_1"].shape) == ((10, 4, 4, 1), (10, 8, 8, 1))
     key = jax.random.fold_in(jax.random.key(7), 1)
     draw = jax.jit(lambda params, key, cond: sample_cascade(key, opened.stages, params, cond, 4, (0.3,), False))
-    want = draw(opened.params, key, {"label": jnp.array([3, 5, 3, 5])})
+    want = draw(opened.params, key, {"label": jnp.array([5, 8, 3, 5])})
     for k, x in enumerate(want):
         assert differ(found[f"stage_{k}"][4:8], evaluation.to_uint8(x)) == 0
     held = json.loads((tmp_path / "a" / "cascade.json").read_text())
@@ -175,7 +175,8 @@ def test_a_sweep_noises_one_stored_picture(call, tmp_path, judged):
     for s in ("0", "0.3"):
         call(f"--out={tmp_path / s}", f"--s={s}", *words)
         whole = arrays(tmp_path / s)
-        assert differ(arrays(folder / f"s_{s}")["stage_1"], whole["stage_1"]) == 0
+        ours = arrays(folder / f"s_{s}")["stage_1"]
+        assert differ(ours, whole["stage_1"]) == 0 and (ours != whole["stage_1"]).mean() < 0.03  # of z_0 unrounded
         assert differ(arrays(folder / "before")["stage_0"], whole["stage_0"]) == 0
     assert arrays(folder / "before")["handed"].dtype == np.float32
     rows = (folder / "sweep.jsonl").read_text().splitlines()
