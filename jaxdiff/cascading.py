@@ -71,7 +71,8 @@ def for_stages(how: Mapping[str, Sequence[Any] | None], count: int) -> list[dict
     """
     for name, values in how.items():
         if values is not None and len(values) not in (1, count):
-            raise ValueError(f"{name} came {len(values)} times for {count} stages; allowed: once for all, or once for each")
+            raise ValueError(f"--{name.removeprefix('num_')} came {len(values)} times for {count} stages; allowed: once for "
+                             "all, or once for each")
     return [{name: values[k if len(values) > 1 else 0] for name, values in how.items() if values is not None}
             for k in range(count)]
 
