@@ -222,8 +222,8 @@ def _cascade_flags(one: argparse.ArgumentParser) -> None:
                      "s). A row a value in DIR/sweep.jsonl, the curves in DIR/sweep.png; values that have a row are passed "
                      "over")
     one.add_argument("--metrics", metavar="NAMES", help="score the parts in a DIR, each stage beside its own run's real "
-                     "pictures: some of agreement, frechet, kid, precision_recall, inception_score, or all; also "
-                     "to DIR/scores.json (default: none; of a sweep frechet)")
+                     "pictures: some of agreement, frechet, kid, precision_recall, inception_score, cas, with commas, "
+                     "or all, of which cas is none; also to DIR/scores.json (default: none; of a sweep frechet)")
     one.add_argument("--inception", metavar="FILE", help="weights of FID's Inception-v3 (.pth or .npz), to compare by its "
                      "features (default: by those of a classifier of each stage's data)")
     one.add_argument("--num", type=_count, metavar="N", help="how many samples (default: 16 in a picture, in a DIR the last "
