@@ -43,15 +43,15 @@ def get_config(arg: str = ""):
     config = apply_method(base(), arg.method)
     config.name = f"{arg.data}_{arg.stage}_{side}".replace(":", "_")
     config.data.source = arg.data
-    grey = arg.data == "mnist5k"
+    grey = arg.data in ("mnist5k", "digits")
     with config.ignore_type():
         # box means, so that the base model's pictures are what the next stage is trained on
         config.data.update({"size": side, "batch_size": 64, "resample": "box" if number + 1 < len(sides) else "bicubic"})
-        small = side < 16
-        width, mult = (64, (1,)) if small else (32, (1, 2)) if grey else (64, (1, 2, 2))
-        config.network.update({"kind": "unet", "channels": width, "channel_mult": mult, "num_blocks": 1 if grey else 2,
-                               "attention_resolutions": (7, 8, 16), "head_channels": 32, "dropout": 0.1,
-                               "patch_size": 1 if side <= 32 and not (grey and side == 28) else 2})
+        # digits: 7 x 7 or 8 x 8 places on every stage, so that a CPU can afford all of them
+        small = {"channel_mult": (1,), "num_blocks": 1, "patch_size": max(1, side // 7)}
+        large = {"channel_mult": (1, 2, 2), "num_blocks": 2, "patch_size": 1 if side <= 32 else 2}
+        config.network.update({"kind": "unet", "channels": 64, "attention_resolutions": (7, 8, 16), "head_channels": 32,
+                               "dropout": 0.1, **(small if grey else large)})
         config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 200, "decay": "cosine", "final_scale": 0.02})
     if number:
         set_low_res(config, sides[number - 1], arg.augmentation, arg.s_max)

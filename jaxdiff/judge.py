@@ -40,6 +40,7 @@ def classifier_config(
     `steps` None is what suits the side; `smoke` is a tiny network and a few steps, for tests and first looks.
     """
     small = side <= 16
+    patch = 1 if small or side % 2 else 2
     steps = 4 if smoke else steps or (250 if small else 800)
     config = tables.base()
     config.name, config.seed = "classifier", seed
@@ -50,9 +51,10 @@ def classifier_config(
         config.path.kind = "none"
         config.loss.kind = "classification"
         config.loss.smoothing = 0.1
-        config.network.update({"kind": "classifier", "channels": 32, "channel_mult": (1, 2), "num_blocks": 1,
+        config.network.update({"kind": "classifier", "channels": 32, "num_blocks": 1,
+                               "channel_mult": (1, 2) if side % (2 * patch) == 0 else (1,),
                                "attention_resolutions": (), "dropout": 0.2, "pool": "mean",
-                               "patch_size": 1 if small else 2})
+                               "patch_size": patch})
         config.optimizer.update({"kind": "adamw", "learning_rate": 2e-3, "warmup_steps": steps // 10, "decay": "cosine",
                                  "weight_decay": 0.05})
         config.ema.decay = 0.99

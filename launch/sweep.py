@@ -30,6 +30,7 @@ from jaxdiff.run import Run, load_run
 # the command line's word for a sampling option, and the parameter of `run.sampler` that it is
 OPTIONS = {
     "guidance": "guidance", "steps": "num_steps", "sampler": "sampler", "threshold": "threshold", "y_draws": "y_draws",
+    "s": "s",
 }
 
 # what is drawn, in this order, where a row has it; and beside it what real data gets, under what words
