@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         samplers,
         score,
         sde,
+        stages,
         training,
         types,
     )
@@ -48,7 +49,7 @@ _HELD = {
 __all__ = [
     "Prediction", "__version__", "augmentation", "cascade", "conditioning", "configfile", "data", "denoiser", "evaluation",
     "fit", "guidance", "load_run", "losses", "networks", "observe", "parameterizations", "samplers", "score", "sde",
-    "training", "types",
+    "stages", "training", "types",
 ]
 
 
