@@ -24,6 +24,6 @@ def get_config(arg: str = ""):
                                "head_channels": 48, "patch_size": 2})
         config.discriminator.update({"channels": 32, "channel_mult": (1, 2), "patch_size": 2})
     config.data.batch_size = 64
-    config.train.update({"steps": 6000, "log_every": 100, "eval_every": 2000, "checkpoint_every": 2000, "preview": 100})
+    config.train.update({"steps": 800, "log_every": 100, "eval_every": 400, "checkpoint_every": 400, "preview": 100})
     config.evaluate.num = 1000
     return smoke(config) if arg.smoke else config
