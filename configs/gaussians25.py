@@ -39,7 +39,7 @@ def get_config(arg: str = ""):
             config.network.update({**alike, "latent_dim": 2})
             config.discriminator.update({"kind": "mlp", **alike, "minibatch_std": 32 if arg.steps <= 8 else 0})
             if arg.method == "siddm":
-                config.loss.denoise = 0.3 if arg.steps <= 8 else 1.0
+                config.loss.update({"denoise": 0.3, "form": "printed"} if arg.steps <= 8 else {"denoise": 1.0})
             for name, rate in (("optimizer", 1e-3), ("discriminator_optimizer", 2e-3)):
                 config[name].update({"learning_rate": rate, "b1": 0.5, "b2": 0.99, "warmup_steps": 0, "decay": "cosine",
                                      "clip": None})

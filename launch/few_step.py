@@ -45,9 +45,9 @@ VARIANTS = {
     "ddgan_denoise": Variant("ddgan", {"loss.r1": "0", "loss.denoise": "0.3"}, "DDGAN + denoising"),
     "siddm": Variant("siddm", {"loss.form": "kl"}, "SIDDM"),
     "siddm_printed": Variant("siddm", {"loss.form": "printed"}, "SIDDM, as printed"),
-    "siddm_no_c": Variant("siddm", {"loss.entropy": "False"}, "SIDDM without C"),
-    "siddm_no_anchor": Variant("siddm", {"loss.anchor": "0"}, "SIDDM without anchor"),
-    "siddm_no_afd": Variant("siddm", {"loss.weight": "0"}, "SIDDM without AFD"),
+    "siddm_no_c": Variant("siddm", {"loss.form": "kl", "loss.entropy": "False"}, "SIDDM without C"),
+    "siddm_no_anchor": Variant("siddm", {"loss.form": "kl", "loss.anchor": "0"}, "SIDDM without anchor"),
+    "siddm_no_afd": Variant("siddm", {"loss.form": "kl", "loss.weight": "0"}, "SIDDM without AFD"),
 }
 
 # Frechet distances of Xu et al. 2023, table 1

@@ -137,9 +137,9 @@ def test_a_few_step_row_says_what_was_measured(trained):
     (row,) = rows(file)
     assert {"variant": "siddm_no_afd", "T": 2, "seed": 0, "steps": 4, "sampler": "ancestral, 2 steps",
             "config": "configs/gaussians25.py:method=siddm,steps=2,smoke",
-            "overrides": {"seed": "0", "loss.weight": "0", "train.preview": "0"}}.items() <= row.items()
+            "overrides": {"seed": "0", "loss.form": "kl", "loss.weight": "0", "train.preview": "0"}}.items() <= row.items()
     assert row["figures"]["network_calls"] == 2 and row["train_cpu_seconds"] > 0 and row["versions"]
-    workdir = folder / "gaussians25_siddm_2_seed=0_loss.weight=0_train.preview=0"
+    workdir = folder / "gaussians25_siddm_2_seed=0_loss.form=kl_loss.weight=0_train.preview=0"
     figures, samples = score.score(load_run(workdir), workdir)
     assert row["figures"]["energy"] == pytest.approx(figures["energy"], rel=1e-4)
     kept = np.load(workdir / "samples.npz")["samples"]
