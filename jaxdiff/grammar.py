@@ -72,7 +72,7 @@ def _seed(text: str) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole grammar; one sub-command a row of cli.COMMANDS."""
+    """The whole grammar; one sub-command a row of commands.COMMANDS."""
     top = _Parser("jaxdiff", description="Diffusion models in JAX: train one, draw samples from it, score them.",
                   epilog="jaxdiff COMMAND --help tells what a command takes.")
     top.add_argument("--version", action="version", version=f"jaxdiff {__version__}")
@@ -198,7 +198,7 @@ def _draw_flags(one: argparse.ArgumentParser) -> None:
     one.add_argument("--y_draws", choices=("redraw", "one_path", "one_noise"), help="how a condition that is diffused too "
                      "(cdiffe, cmde, vs_cmde) is known: drawn afresh at each network call, along one path, or with one "
                      "noise throughout (default: the config's)")
-    one.add_argument("--s", type=float, default=0.0, metavar="S", help="for a super-resolution stage of a cascade: noise "
+    one.add_argument("--s", type=float, metavar="S", help="for a super-resolution stage of a cascade: noise "
                      "its low-resolution input to this time of its augmentation's path (default 0, clean)")
     one.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the random numbers: the same seed, the same "
                      "samples (default 0)")

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff.cli import COMMANDS, main
+from jaxdiff.cli import main
+from jaxdiff.commands import COMMANDS
 from jaxdiff.grammar import parser
 from jaxdiff.run import load_run
 from jaxdiff.training import steps

@@ -33,7 +33,7 @@ MAY = {
 # the floors above may import all that is below them, in this order
 TOP = ["tables", "configfile", "facts", "build", "objective", "guiding", "run", "stages", "fit", "judge",
        "cas", "realism", "inverse", "score", "stream", "cascading", "sweeping",
-       "cascade_likelihood", "benchmark", "grammar", "cli"]
+       "cascade_likelihood", "benchmark", "commands", "grammar", "cli"]
 HOMES = {
     "flax": {"networks", "evaluation"},
     "optax": {"training"},
