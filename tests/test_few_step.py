@@ -126,7 +126,7 @@ WRONG = {
     "no discriminator": (["discriminator.kind=none"], ["discriminator.kind 'none'", "mlp"]),
     "a discriminator of pictures": (["discriminator.kind=conv", "discriminator.width=None"], ["'points'", "mlp for points"]),
     "a path of many kinds": (["path.kind=vp", "path.schedule=None", "path.num_steps=None"], ["Discrete"]),
-    "a warm-up longer than the training": (["loss.warmup=4"], ["loss.warmup is 4 of 4 steps"]),
+    "a warm-up longer than the training": (["loss.form=kl", "loss.warmup=4"], ["loss.warmup is 4 of 4 steps"]),
     "an option of the other method": (["loss.kind=ddgan"], ["loss.warmup", "ddgan"]),
     "a path of no step": (["path.num_steps=0"], ["num_steps=0"]),
 }
