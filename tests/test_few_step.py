@@ -127,7 +127,7 @@ WRONG = {
     "a discriminator of pictures": (["discriminator.kind=conv", "discriminator.width=None"], ["'points'", "mlp for points"]),
     "a path of many kinds": (["path.kind=vp", "path.schedule=None", "path.num_steps=None"], ["Discrete"]),
     "a warm-up longer than the training": (["loss.form=kl", "loss.warmup=4"], ["loss.warmup is 4 of 4 steps"]),
-    "an option of the other method": (["loss.kind=ddgan"], ["loss.warmup", "ddgan"]),
+    "an option of the other method": (["loss.kind=ddgan"], ["loss.form", "ddgan"]),
     "a path of no step": (["path.num_steps=0"], ["num_steps=0"]),
 }
 
