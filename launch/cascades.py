@@ -1,8 +1,8 @@
 """What conditioning augmentation is worth: a cascade with and without it against no cascade, seed by seed.
 
-    python launch/cascade.py run configs/results/cascade_mnist5k.jsonl
-    python launch/cascade.py table configs/results/cascade_mnist5k.jsonl
-    python launch/cascade.py plot configs/results/cascade_mnist5k.jsonl --out=cascade.png
+    python launch/cascades.py run configs/results/cascade_mnist5k.jsonl
+    python launch/cascades.py table configs/results/cascade_mnist5k.jsonl
+    python launch/cascades.py plot configs/results/cascade_mnist5k.jsonl --out=cascade.png
 
 `run` trains, per seed, the stages of configs/cascade.py (base; sr1 with Gaussian augmentation, with blur, with none) and the
 same network without a cascade, all to the same number of steps, in runs/cascade, and scores the last stage's pictures: of
@@ -136,7 +136,7 @@ def spread(values: Sequence[float]) -> str:
 def table(found: Sequence[dict[str, Any]]) -> str:
     """Two Markdown tables: the variants; and every s. Medians over seeds, and their range."""
     if not found:
-        raise ValueError("no rows; allowed: those of `cascade.py run`")
+        raise ValueError("no rows; allowed: those of `cascades.py run`")
     lines = ["| last stage | Frechet distance, median (range) of the seeds |", "|---|---|"]
     named = {"no cascade": {"variant": "no cascade"},
              **{f"cascade, trained with {name}, s = 0": {"variant": name, "given": "noised", "s": 0.0}
@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             plot(args.file, args.out)
     except WRONG_WORDS as error:
-        raise SystemExit(f"cascade.py: {' '.join(str(error).split())}") from None
+        raise SystemExit(f"cascades.py: {' '.join(str(error).split())}") from None
 
 
 if __name__ == "__main__":
