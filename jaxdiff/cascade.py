@@ -43,7 +43,8 @@ class Stage:
 
     shape: of one example of what it diffuses, (H, W, C). path: its process. denoiser: `(params, cond) -> Denoiser`.
     sampler, num_steps, grid: how it is sampled; the sampler's natural grid by default. guidance: wraps the denoiser.
-    codec: identity by default. augmentation: how it takes the stage before it (a base stage has none to take).
+    codec: identity by default. augmentation: how it takes the stage before it (a base stage has none to take). can_stop:
+    whether it knows times between those of its grid, so that it can be truncated; a few-step generator does not.
     """
 
     shape: tuple[int, ...]
@@ -55,6 +56,7 @@ class Stage:
     guidance: Guidance | None = None
     codec: Codec = PIXELS
     augmentation: Augmentation = NONE
+    can_stop: bool = True
 
     def times(self, t_end: float | None = None) -> np.ndarray:
         """The grid, or its times above t_end and then t_end itself."""
@@ -118,7 +120,7 @@ def sample_cascade(
       truncated: stop each stage at s instead of noising its picture.
 
     Raises ValueError for stages and params of different numbers, an s outside its augmentation's times, and a truncated
-    stage with a codec.
+    stage that has a codec or cannot stop.
     """
     if len(params) != len(stages) or not stages:
         raise ValueError(f"{len(stages)} stages and {len(params)} params; allowed: one of each, at least one")
@@ -136,8 +138,9 @@ def sample_cascade(
         if following is not None:
             following.check(level)
         stop = cut(stage.path, following, level) if following is not None and truncated and level > 0 else None
-        if stop is not None and stage.codec is not PIXELS:
-            raise ValueError("a stage with a codec cannot be truncated, its state is no picture; mend: truncated=False")
+        if stop is not None and (stage.codec is not PIXELS or not stage.can_stop):
+            raise ValueError("a stage with a codec, whose state is no picture, or of a few-step generator, which knows its "
+                             "own times only, cannot be truncated; mend: truncated=False")
         x, z = sample_stage(k_stage, stage, params[i], told or None, size, stop)
         images.append(x)
         if following is not None:

@@ -16,6 +16,7 @@ import contextlib
 import inspect
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,7 @@ import jax
 from jaxdiff import guidance, tables
 from jaxdiff.guidance.pairs import is_number
 from jaxdiff.trees import clock
-from jaxdiff.types import Guidance
+from jaxdiff.types import Denoiser, Guidance
 
 
 def _other(name: str, directory: str, guided: Any, load: Callable[..., Any], what: str, mend: str, **how: Any) -> Any:
@@ -83,6 +84,34 @@ class Guide(NamedTuple):
 
     wrap: Guidance
     asks: bool
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What is done to every prediction: `guides`, the first nearest the network, then `clip`, the bound of the picture.
+
+    A Guidance; with `asked` False, for samples of no class, the guides that lead to one are left out.
+    """
+
+    guides: tuple[Guide, ...]
+    clip: Guidance | None
+
+    def __call__(self, denoise: Denoiser, asked: bool = True) -> Denoiser:
+        for guide in self.guides:
+            if asked or not guide.asks:
+                denoise = guide.wrap(denoise)
+        return denoise if self.clip is None else self.clip(denoise)
+
+
+def steering(run: Any, words: Any, threshold: float | None, load: Callable[..., Any]) -> Steering:
+    """The guidance and the threshold that a run is sampled with: those asked for, or for None its config's.
+
+    A threshold of 0 is none. Raises as `guides` does.
+    """
+    part = run.config.sampler
+    bound = part.threshold if threshold is None else threshold
+    clip = guidance.static_threshold(run.path, bound) if bound else None
+    return Steering(guides(part.guidance if words is None else words, run, load), clip)
 
 
 def guides(words: Any, run: Any, load: Callable[..., Any]) -> tuple[Guide, ...]:

@@ -16,7 +16,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdiff import build, configfile, guiding, observe, samplers, sde, tables, training
-from jaxdiff import guidance as guidance_of
 from jaxdiff.denoiser import denoiser as make_denoiser
 from jaxdiff.facts import Facts, check_condition, check_labels, facts_of_run
 from jaxdiff.samplers import Sampler
@@ -88,12 +87,10 @@ class Run(NamedTuple):
         """
         self._must_denoise()
         chosen = build.sampler(self.config, sampler)
-        guides = guiding.guides(self.config.sampler.guidance if guidance is None else guidance, self, load_run)
+        steering = guiding.steering(self, guidance, threshold, load_run)
         steps = self.config.sampler.num_steps if num_steps is None else num_steps
-        bound = self.config.sampler.threshold if threshold is None else threshold
-        clip = guidance_of.static_threshold(self.path, bound) if bound else None
         if build.adversarial(self.config):
-            _check_few_steps(self, chosen, steps, bool(guides), grid is not None)
+            _check_few_steps(self, chosen, steps, bool(steering.guides), grid is not None)
         times = (grid or chosen.grid)(self.path, steps)
         hooks = {"redraw": observe.redraw, "one_path": observe.one_path, "one_noise": observe.one_noise}
         follow = tables.pick(hooks, self.config.sampler.observe if y_draws is None else y_draws, "sampler.observe")
@@ -107,12 +104,8 @@ class Run(NamedTuple):
             shape = tuple(shape_or_num)
             told, known = self._told(cond, shape[0])
             told = build.told(self.config, self.facts, told, jax.random.fold_in(key, 3), s)
-            denoise = self.denoiser(params)
             asked = not {"label", "text"}.isdisjoint(cond or ())
-            for guide in guides:
-                if asked or not guide.asks:
-                    denoise = guide.wrap(denoise)
-            denoise = denoise if clip is None else clip(denoise)
+            denoise = steering(self.denoiser(params), asked)
             k_prior, k_steps = jax.random.split(key)
             like = jax.ShapeDtypeStruct(shape, jnp.zeros(()).dtype)
             if joint:

@@ -12,11 +12,10 @@ import itertools
 from collections.abc import Sequence
 
 from jaxdiff import build, guiding
-from jaxdiff import guidance as guidance_of
 from jaxdiff.cascade import Stage
 from jaxdiff.run import Run, load_run
 from jaxdiff.samplers import Sampler
-from jaxdiff.types import Denoiser, Guidance
+from jaxdiff.types import Guidance
 
 
 def stage_of(
@@ -37,16 +36,12 @@ def stage_of(
                          "and runs of task.kind=low_res, such as those of configs/cascade.py")
     run.sampler(num_steps, sampler, guidance, threshold=threshold)  # refuses what does not suit the run
     chosen = build.sampler(config, sampler)
-    guides = guiding.guides(config.sampler.guidance if guidance is None else guidance, run, load_run)
-    bound = config.sampler.threshold if threshold is None else threshold
-
-    def led(denoise: Denoiser) -> Denoiser:
-        for guide in guides:
-            denoise = guide.wrap(denoise)
-        return guidance_of.static_threshold(run.path, bound)(denoise) if bound else denoise
-
     steps = config.sampler.num_steps if num_steps is None else num_steps
-    return Stage(run.facts.shape, run.path, run.denoiser, chosen, steps, None, led, augmentation=build.augmentation(config))
+    steering = guiding.steering(run, guidance, threshold, load_run)
+    return Stage(
+        run.facts.shape, run.path, run.denoiser, chosen, steps, guidance=steering,
+        augmentation=build.augmentation(config), can_stop=not build.adversarial(config),
+    )
 
 
 def check_linked(runs: Sequence[Run]) -> None:

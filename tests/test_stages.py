@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdiff import build, configfile, objective, stages
+from jaxdiff.cascade import sample_cascade
 from jaxdiff.facts import Facts
 from jaxdiff.run import Run
 from jaxdiff.sde.parameterizations import c_noise
@@ -147,6 +148,15 @@ def test_a_stage_is_sampled_as_its_run_is():
     joint = configfile.load(f"{CONFIG.parent}/inverse.py:smoke")
     with pytest.raises(ValueError, match="is no stage of a cascade"):
         stages.stage_of(run_of(joint, Facts((28, 28, 1), 0, 256, "image", (), (28, 28, 1), True)))
+
+
+def test_a_few_step_generator_is_a_base_that_is_never_truncated():
+    """Its network was trained at its own times only."""
+    config = configfile.load(f"{CONFIG.parent}/digits_gan.py:smoke")
+    run = run_of(config, Facts((4, 4, 1), 10, 17, "image"))
+    stage, after = stages.stage_of(run), stages.stage_of(run_of(load(), SR))
+    with pytest.raises(ValueError, match=r"few-step generator, .* mend: truncated=False"):
+        sample_cascade(jax.random.key(0), [stage, after], [None, None], num=1, s=0.3, truncated=True)
 
 
 def test_what_reads_no_small_picture_is_refused():
