@@ -100,12 +100,10 @@ def condition_picture(condition: Any, draws: Any, truth: Any = None, scale: int 
     Returns: uint8 `[H', W', 1]`, or `[H', W', 3]` if anything is in colour.
     """
     parts = [to_uint8(condition), to_uint8(draws), to_uint8(draws[0] if truth is None else truth)]
-    if parts[0].ndim == 4 and 0 not in parts[0].shape and parts[1].ndim == 5:
-        for axis in (1, 2):
-            parts[0] = parts[0].repeat(max(1, parts[1].shape[axis + 1] // parts[0].shape[axis]), axis)
     shapes = [part.shape for part in parts]
     y, x, z = (*shapes[0],), (*shapes[1][1:],), (*shapes[2],)
-    if len(y) != 4 or x != z or x[:3] != y[:3] or 0 in shapes[1] or {y[-1], z[-1]} - {1, 3}:
+    larger = len(y) != 4 or max(y[1:3]) > max(x[1:3])
+    if larger or x != z or x[0] != y[0] or 0 in (*shapes[1], *y) or {y[-1], z[-1]} - {1, 3}:
         raise ValueError(f"condition {shapes[0]}, draws {shapes[1]} and truth {shapes[2]} do not fit; "
                          "give [N, H, W, C'], [K, N, H, W, C] and [N, H, W, C], C and C' 1 or 3")  # fmt: skip
     known = {} if truth is None else {"truth": parts[2]}
