@@ -5,8 +5,9 @@
     python launch/cascades.py plot configs/results/cascade_mnist5k.jsonl --out=cascade.png
 
 `run` trains, per seed, the stages of configs/cascade.py (base; sr1 with Gaussian augmentation, with blur, with none) and the
-same network without a cascade, all to the same number of steps, in runs/cascade, and scores the last stage's pictures: of
-each variant, and of Gaussian augmentation at every s, given the base's pictures (noised, or truncated) and given real ones.
+same network without a cascade, for as many steps as both stages have together, in runs/cascade, and scores the last stage's
+pictures: of each variant given the base's pictures and given real ones, and of Gaussian augmentation at every s as well,
+where the base's pictures are noised, or the base truncated.
 A row is appended as soon as it is measured, and one that is there is passed over, so the same command goes on after a stop.
 Overrides are given as `--config.key=value` and hold for every stage. A row: what was measured, commit, versions, figures.
 """
@@ -28,7 +29,7 @@ from jaxdiff.run import load_run
 
 CONFIG = "configs/cascade.py"
 AUGMENTATIONS = ("none", "blur", "gaussian")
-LEVELS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 0.99)
+LEVELS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2)
 FIGURES = ("frechet", "frechet_floor", "precision", "recall", "agreement", "n_fake")
 # what is swept over s: its words in the table and the plot
 CURVES = {"noised": "generated low-res, noised to s", "truncated": "base truncated at s",
@@ -43,10 +44,11 @@ class Lab:
         self.args, self.seed, self.held = args, seed, held
         self.sides = "+".join(map(str, args.sides))
 
-    def run(self, words: str, judged: bool = True) -> Path:
+    def run(self, words: str, steps: int, judged: bool = True) -> Path:
         """The directory of a config's run, trained to its end; `judged` by the classifier that was named."""
         spec = f"{CONFIG}:data={self.args.data},{words}" + (",smoke" if self.args.smoke else "")
-        overrides = [("seed", str(self.seed)), ("train.preview", "0"), *self.held]
+        length = [] if self.args.smoke else [("train.steps", str(steps)), ("train.eval_every", str(steps))]
+        overrides = [("seed", str(self.seed)), ("train.preview", "0"), *length, *self.held]
         workdir = place(spec, overrides, self.args.root / words.replace("=", "").replace(",", "_"))
         judge = [("evaluate.classifier", str(self.args.classifier))] if judged and self.args.classifier else []
         config = configfile.load(spec, [*overrides, *judge])
@@ -57,22 +59,23 @@ class Lab:
         return workdir
 
     def base(self) -> Path:
-        return self.run(f"stage=base,sides={self.sides}", judged=False)
+        return self.run(f"stage=base,sides={self.sides}", self.args.base_steps, judged=False)
 
     def refiner(self, augmentation: str) -> Path:
-        return self.run(f"stage=sr1,sides={self.sides},augmentation={augmentation}")
+        bound = f",s_max={self.args.s_max:g}" if augmentation == "gaussian" else ""
+        return self.run(f"stage=sr1,sides={self.sides},augmentation={augmentation}{bound}", self.args.sr_steps)
 
     def how(self) -> dict[str, Any]:
         return {"sampler": self.args.sampler, "num_steps": self.args.steps}
 
     def whole(self) -> dict[str, Any]:
         """No cascade."""
-        workdir = self.run(f"stage=base,sides={self.args.sides[-1]}")
+        workdir = self.run(f"stage=base,sides={self.args.sides[-1]}", self.args.base_steps + self.args.sr_steps)
         return score.score(load_run(workdir), workdir, self.args.num, METRICS, **self.how())[0]
 
-    def given_real(self, s: float) -> dict[str, Any]:
+    def given_real(self, augmentation: str, s: float) -> dict[str, Any]:
         """The stage alone, given real low-resolution pictures of the test split."""
-        workdir = self.refiner("gaussian")
+        workdir = self.refiner(augmentation)
         return score.score(load_run(workdir), workdir, self.args.num, METRICS, s=s, **self.how())[0]
 
     def swept(self, augmentation: str, s: float, truncated: bool) -> dict[str, Any]:
@@ -88,11 +91,10 @@ class Lab:
 
 def plan(levels: Sequence[float]) -> list[dict[str, Any]]:
     """Everything that is measured of a seed."""
-    variants: list[dict[str, Any]] = [{"variant": "no cascade"}]
-    variants += [{"variant": augmentation, "given": "noised", "s": 0.0} for augmentation in AUGMENTATIONS]
-    variants += [{"variant": "gaussian", "given": given, "s": s} for given in CURVES for s in levels
-                 if (given, s) not in (("noised", 0.0), ("truncated", 0.0))]
-    return variants
+    variants: list[dict[str, Any]] = [{"variant": augmentation, "given": given, "s": 0.0}
+                                      for augmentation in AUGMENTATIONS for given in ("noised", "real")]
+    variants += [{"variant": "gaussian", "given": given, "s": s} for given in CURVES for s in levels if s]
+    return [*variants, {"variant": "no cascade"}]
 
 
 def run(args: argparse.Namespace, held: Sequence[tuple[str, str]]) -> None:
@@ -101,13 +103,14 @@ def run(args: argparse.Namespace, held: Sequence[tuple[str, str]]) -> None:
         lab = Lab(args, seed, held)
         for one in plan(args.s):
             asked = {**one, "seed": seed, "data": args.data, "sides": list(args.sides), "sampler": args.sampler,
-                     "num_steps": args.steps, "n": args.num, "overrides": dict(held), "smoke": args.smoke}
+                     "num_steps": args.steps, "n": args.num, "s_max": args.s_max,
+                     "train_steps": [args.base_steps, args.sr_steps], "overrides": dict(held), "smoke": args.smoke}
             if any(asked.items() <= row.items() for row in rows(args.file)):
                 continue
             if one["variant"] == "no cascade":
                 found = lab.whole()
             elif one["given"] == "real":
-                found = lab.given_real(one["s"])
+                found = lab.given_real(one["variant"], one["s"])
             else:
                 found = lab.swept(one["variant"], one["s"], one["given"] == "truncated")
             row = {**asked, **provenance(), "figures": {name: found[name] for name in FIGURES if name in found}}
@@ -141,6 +144,8 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     named = {"no cascade": {"variant": "no cascade"},
              **{f"cascade, trained with {name}, s = 0": {"variant": name, "given": "noised", "s": 0.0}
                 for name in AUGMENTATIONS},
+             **{f"its last stage alone, trained with {name}, real low-res": {"variant": name, "given": "real", "s": 0.0}
+                for name in AUGMENTATIONS},
              **{f"cascade, gaussian, {CURVES[given]} = {best(found, given):g} (the best)":
                 {"variant": "gaussian", "given": given, "s": best(found, given)} for given in ("noised", "truncated")}}
     lines += [f"| {name} | {spread(frechet(found, **asked))} |" for name, asked in named.items()]
@@ -151,7 +156,8 @@ def table(found: Sequence[dict[str, Any]]) -> str:
         cells = [spread(frechet(found, variant="gaussian", given=given, s=s)) for given in CURVES]
         lines.append(f"| {s:g} | {' | '.join(cells)} |")
     one = found[0]
-    return "\n".join([*lines, "", f"{one['n']} samples, {one['sampler']}, {one['num_steps']} steps; seeds "
+    return "\n".join([*lines, "", f"{one['n']} samples, {one['sampler']}, {one['num_steps']} steps; trained for "
+                      f"{' + '.join(map(str, one['train_steps']))} steps, s up to {one['s_max']:g}; seeds "
                       f"{', '.join(str(seed) for seed in sorted({row['seed'] for row in found}))}; {one['hardware']}."])
 
 
@@ -183,6 +189,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             one.add_argument("--data", default="mnist5k", help="as in configs/cascade.py")
             one.add_argument("--sides", nargs=2, type=int, default=[7, 28], help="of the base and of the last stage")
             one.add_argument("--s", nargs="+", type=float, default=list(LEVELS), help="values of the sweep")
+            one.add_argument("--s_max", type=float, default=0.2, help="the last s that Gaussian augmentation is trained on")
+            one.add_argument("--base_steps", type=int, default=1000, help="training steps of the base")
+            one.add_argument("--sr_steps", type=int, default=3000, help="training steps of the last stage")
             one.add_argument("--num", type=int, default=1000, help="samples of each row")
             one.add_argument("--sampler", default="dpm_solver")
             one.add_argument("--steps", type=int, default=12, help="of the sampler")
