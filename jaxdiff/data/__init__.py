@@ -1,7 +1,7 @@
 """Data: sources of random-access records, what is done to a record, and batches whose only position is the step.
 
-The one home of grain and TFDS. `open_source` -> `pipeline` -> `batches(start_step)` -> `on_device`. For conditional
-generation a `Task` puts a condition picture beside x.
+The one home of grain, TFDS and tokenizers. `open_source` -> `pipeline` -> `batches(start_step)` -> `on_device`. For
+conditional generation a `Task` puts a condition picture beside x, and a `Tokenizer` turns captions into numbers.
 """
 
 from jaxdiff.data.emoji import emoji
@@ -14,6 +14,7 @@ from jaxdiff.data.records import Columns, Records, Source, Subset
 from jaxdiff.data.sources import SourceInfo, list_sources, open_source, prepare
 from jaxdiff.data.tasks import Task, edges, given, inpainting, low_resolution, super_resolution
 from jaxdiff.data.tfds_source import tfds_source
+from jaxdiff.data.tokenizer import Tokenizer, Tokens, load_tokenizer, train_tokenizer
 from jaxdiff.data.toys import (
     gaussians25,
     gaussians25_centres,
@@ -31,6 +32,8 @@ __all__ = [
     "SourceInfo",
     "Subset",
     "Task",
+    "Tokenizer",
+    "Tokens",
     "arrays",
     "digits",
     "edges",
@@ -44,6 +47,7 @@ __all__ = [
     "given",
     "inpainting",
     "list_sources",
+    "load_tokenizer",
     "low_resolution",
     "mnist5k",
     "npz",
@@ -58,4 +62,5 @@ __all__ = [
     "super_resolution",
     "tfds_source",
     "to_levels",
+    "train_tokenizer",
 ]
