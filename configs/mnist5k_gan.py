@@ -16,7 +16,7 @@ from jaxdiff.tables import base
 
 def get_config(arg: str = ""):
     arg = words(arg, method="siddm", steps=4, smoke=False)
-    config = image_gan(base(), arg.method, arg.steps, latent_dim=64, learning_rates=(3e-4, 3e-4))
+    config = image_gan(base(), arg.method, arg.steps, latent_dim=64, learning_rates=(1e-3, 5e-4))
     config.name = f"mnist5k_{arg.method}_{arg.steps}"
     config.data.source = "mnist5k"
     with config.ignore_type():
