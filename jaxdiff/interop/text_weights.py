@@ -130,11 +130,14 @@ def encoder_of_config(config: Mapping[str, Any], *, dtype: Any = jnp.float32, pa
 
 def _read_config(path: File) -> Mapping[str, Any]:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        told = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(told, dict):
+            raise ValueError(f"a {type(told).__name__} where names and values belong")
+        return told
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no {path}; name the config.json that came with the weights") from None
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); name the config.json that came with the weights") from None
+        raise ValueError(f"{path} is not a model's config ({error}); name the config.json that came with the weights") from None
 
 
 def _parameters(net: TextEncoder, paths: Sequence[Path]) -> Params:

@@ -190,11 +190,13 @@ def test_another_architecture_is_told_by_name(clip, bert, tmp_path):
 def test_wrong_files_and_configs_are_one_line(tmp_path):
     (tmp_path / "no.safetensors").write_bytes(b"these are no weights")
     (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "list.json").write_text("[]")
     net = TextEncoder(vocab_size=5)
     cases = [
         (FileNotFoundError, "there is no weight file", tmp_path / "absent.safetensors", net),
         (FileNotFoundError, "config.json; name the config.json", tmp_path / "no.safetensors", None),
-        (ValueError, "broken.json is not JSON", tmp_path / "no.safetensors", tmp_path / "broken.json"),
+        (ValueError, "broken.json is not a model's config", tmp_path / "no.safetensors", tmp_path / "broken.json"),
+        (ValueError, "a list where names and values belong", tmp_path / "no.safetensors", tmp_path / "list.json"),
         (ValueError, "model_type='t5'; allowed: clip_text_model, clip", tmp_path / "no.safetensors", {"model_type": "t5"}),
         (ValueError, "is not a safetensors file", tmp_path / "no.safetensors", net),
         (ValueError, "got no weight file", [], net),
