@@ -137,7 +137,7 @@ def _read_config(path: File) -> Mapping[str, Any]:
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no {path}; name the config.json that came with the weights") from None
     except ValueError as error:
-        raise ValueError(f"{path} is not a model's config ({error}); name the config.json that came with the weights") from None
+        raise ValueError(f"{path} is not a model's config ({error}); name the config.json of the weights") from None
 
 
 def _parameters(net: TextEncoder, paths: Sequence[Path]) -> Params:
