@@ -69,6 +69,7 @@ def autoencoder(
       disc_start: the first step (0, 1, ...) at which D is taught and heard.
       last_layer: the path of the last kernel in the autoencoder's parameters, which `paint` must read.
 
+    lambda is that of the batch a loss sees: micro-batches, and the devices of `pmap`, each have their own.
     Metrics: l1, perceptual, the costs by name, gan and adaptive (lambda), which are 0 before `disc_start`, what `track`
     reports, and loss. Raises ValueError for a weight or a start below 0.
     """
@@ -106,7 +107,7 @@ def autoencoder(
         def live() -> tuple[Array, Array, Array]:
             gan, away = jax.value_and_grad(lambda v: -ask(params["discriminator"], v).mean().astype(v.dtype))(seen)
             pull = jax.vjp(lambda kernel: paint(_put(mine, last_layer, kernel), features), _take(mine, last_layer))[1]
-            size = lambda slope: jnp.linalg.norm(pull(slope)[0].ravel()).astype(seen.dtype)
+            size = lambda slope: jnp.linalg.norm(pull(slope)[0].astype(seen.dtype).ravel())
             weight = disc_weight * jnp.clip(size(toward) / (size(away) + 1e-6), 0, 1e4)
             return gan, weight, toward + weight * away
 
