@@ -4,8 +4,10 @@
 keys or None (`net.cond_keys` names those it reads, and any other is refused); the answer is float32, an array, or a
 dict of arrays from a discriminator. Training with dropout passes `train=True, rngs={"dropout": key}`.
 `TextEncoder` makes `cond["text"]` and is called with tokens and their mask.
+`Autoencoder`, by its methods, and `PatchDiscriminator` are told nothing beside x.
 """
 
+from jaxdiff.networks import quantizer as quantizer
 from jaxdiff.networks.autoencoder import Autoencoder as Autoencoder
 from jaxdiff.networks.classifier import Classifier as Classifier
 from jaxdiff.networks.discriminator import Discriminator as Discriminator
