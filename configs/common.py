@@ -61,7 +61,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     """Shrink a run to seconds: a few tiny steps that touch everything, for tests and first looks."""
     with config.ignore_type():
         config.data.batch_size = 8
-        few = config.discriminator.kind != "none"
+        few = config.discriminator.kind in ("conv", "mlp")
         config.sampler.num_steps = config.path.num_steps if few else 3
         config.train.update({"steps": 4, "log_every": 2, "eval_every": 4, "checkpoint_every": 4, "preview": 20,
                              "accumulate": 1, "steps_per_dispatch": 1})
@@ -71,10 +71,13 @@ def smoke(config: ConfigDict) -> ConfigDict:
             config.network.update({"channels": 8, "channel_mult": config.network.channel_mult[:2], "num_blocks": 1,
                                    "attention_resolutions": (4,), "head_channels": 8, "dtype": "float32"})
             config.discriminator.dtype = None
+        elif config.network.kind == "autoencoder":
+            config.network.update({"channels": 8, "num_blocks": 1, "attend": False, "dtype": "float32"})
+            config.loss.disc_start = 2 if config.discriminator.kind == "patch" else None
         else:
             config.network.update({"width": 16, "depth": 2})
         if few:
-            tiny = {"conv": {"channels": 8, "channel_mult": (1, 2)}, "mlp": {"width": 16, "depth": 1}, "none": {}}
+            tiny = {"conv": {"channels": 8, "channel_mult": (1, 2)}, "mlp": {"width": 16, "depth": 1}, }
             config.discriminator.update(tiny[config.discriminator.kind])
             config.loss.warmup = 1 if config.loss.kind == "siddm" else None
     return config

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         evaluation,
         fit,
         guidance,
+        interop,
         losses,
         networks,
         observe,
@@ -48,7 +49,7 @@ _HELD = {
 
 __all__ = [
     "Prediction", "__version__", "augmentation", "cascade", "conditioning", "configfile", "data", "denoiser", "evaluation",
-    "fit", "guidance", "load_run", "losses", "networks", "observe", "parameterizations", "samplers", "score", "sde",
+    "fit", "guidance", "interop", "load_run", "losses", "networks", "observe", "parameterizations", "samplers", "score", "sde",
     "stages", "training", "types",
 ]
 

@@ -44,6 +44,12 @@ def facts(config: ConfigDict, records: data.Source) -> Facts:
     classes = records.num_classes if config.condition.label else 0
     known = Facts(shape, classes, records.levels, records.kind, records.class_names)
     chosen = task(config)
+    if (config.loss.kind == "autoencoder") != (config.network.kind == "autoencoder"):
+        raise ValueError(f"loss.kind is {config.loss.kind!r} and network.kind {config.network.kind!r}; allowed: autoencoder "
+                         "for both, or for neither")
+    if config.loss.kind == "autoencoder" and (chosen is not None or records.kind != "image"):
+        raise ValueError(f"an autoencoder got task.kind {config.task.kind!r} and data of the kind {records.kind!r}; "
+                         "allowed: none and image")
     if config.task.kind != "low_res" and config.augmentation.kind != "none":
         raise ValueError(f"augmentation.kind is {config.augmentation.kind!r} without a low-resolution input; mend: "
                          "task.kind=low_res, or augmentation.kind=none")
@@ -175,6 +181,9 @@ def _with_dtypes(config: ConfigDict, section: str) -> dict[str, Any]:
 def network(config: ConfigDict, known: Facts) -> Any:
     """The network as a flax module, its class count and output channels taken from the data."""
     part = _with_dtypes(config, "network")
+    if part["kind"] == "autoencoder":
+        return tables.make(tables.NETWORKS, part, "network", "network", out_channels=known.shape[-1],
+                           **({"kind": "vq"} if part["num_codes"] else {}))
     extra: dict[str, Any] = {"num_classes": known.num_classes}
     if part["kind"] == "classifier" and known.num_classes == 0:
         raise ValueError("a classifier needs classes, and this data has none (or condition.label is False); mend: data with "
@@ -195,7 +204,7 @@ def network(config: ConfigDict, known: Facts) -> Any:
 
 
 def trains(config: ConfigDict) -> str:
-    """The name under which a run keeps the network that is sampled: "denoiser" or "generator"; or "classifier"."""
+    """The name of the network that a run is for: "denoiser", "generator", "classifier" or "autoencoder"."""
     return tables.TRAINS.get(config.loss.kind, "denoiser")
 
 
@@ -207,16 +216,18 @@ def adversarial(config: ConfigDict) -> bool:
 def discriminator(config: ConfigDict, known: Facts) -> Any:
     """The discriminator as a flax module, its heads those that the loss reads; None where none is asked for."""
     tables.pick(tables.DISCRIMINATORS, config.discriminator.kind, "discriminator.kind")
-    if not adversarial(config) or config.discriminator.kind == "none":
-        if adversarial(config) or config.discriminator.kind != "none":
-            kinds = ", ".join(word for word in tables.DISCRIMINATORS if word != "none")
-            raise ValueError(f"loss.kind is {config.loss.kind!r} and discriminator.kind {config.discriminator.kind!r}; "
-                             f"allowed: {' or '.join(tables.ADVERSARIAL)} with one of {kinds}, other losses with none")
+    allowed = tables.JUDGED.get(config.loss.kind, ("none",))
+    if config.discriminator.kind not in allowed:
+        raise ValueError(f"loss.kind is {config.loss.kind!r} and discriminator.kind {config.discriminator.kind!r}; allowed "
+                         f"with this loss: {', '.join(allowed)}")
+    if config.discriminator.kind == "none":
         return None
+    part = _with_dtypes(config, "discriminator")
+    if part["kind"] == "patch":
+        return tables.make(tables.DISCRIMINATORS, part, "discriminator", "discriminator")
     if (config.discriminator.kind == "mlp") != (known.kind == "points"):
         raise ValueError(f"discriminator.kind is {config.discriminator.kind!r} and the data {known.kind!r}; allowed: mlp "
                          "for points, conv for images")
-    part = _with_dtypes(config, "discriminator")
     value = lambda key: tables.setting(tables.LOSSES, config.loss, key)
     regress = bool(value("entropy") and value("weight"))
     extra = {"num_classes": known.num_classes, "out_channels": known.shape[-1], "denoise": bool(value("denoise")),
@@ -244,6 +255,8 @@ def apply(config: ConfigDict, net: Any, known: Facts, train: bool = False) -> Ca
 
 def init_params(config: ConfigDict, net: Any, known: Facts, key: Key) -> Params:
     """Fresh parameters. They depend on the key and the config only, not on the batch size."""
+    if config.network.kind == "autoencoder":
+        return _fresh(net, key, jnp.zeros((2, *known.shape)))
     keys = batch_keys(config, known)
     x: list[tuple[int, ...]] = [known.shape]
     told: dict[str, tuple[int, ...]] = {}
@@ -254,21 +267,28 @@ def init_params(config: ConfigDict, net: Any, known: Facts, key: Key) -> Params:
         told |= {name: value.shape[1:] for name, value in low.items()}
     if config.network.latent_dim:
         told["z"] = (config.network.latent_dim,)
-    return _fresh(net, x, {} if config.network.kind == "classifier" else {**keys, **told}, key)
+    return _fresh(net, key, *_shown(x, {} if config.network.kind == "classifier" else {**keys, **told}))
 
 
 def init_discriminator(config: ConfigDict, net: Any, known: Facts, key: Key) -> Params:
-    """Fresh parameters of the discriminator; DDGAN's sees two pictures side by side."""
+    """Fresh parameters of the discriminator; DDGAN's sees two pictures side by side, and one of patches no time."""
+    if config.discriminator.kind == "patch":
+        return _fresh(net, key, jnp.zeros((2, *known.shape)))
     seen = 2 if config.loss.kind == "ddgan" else 1
-    return _fresh(net, [known.shape] * seen, batch_keys(config, known), key)
+    return _fresh(net, key, *_shown([known.shape] * seen, batch_keys(config, known)))
 
 
-def _fresh(net: Any, x: Sequence[tuple[int, ...]], keys: dict[str, tuple[int, ...]], key: Key) -> Params:
-    """Parameters of a network that is shown variables of shapes `x`, channels side by side, and told `keys`."""
+def _shown(x: Sequence[tuple[int, ...]], keys: dict[str, tuple[int, ...]]) -> tuple[Array, Array, Any]:
+    """What a network is called with: variables of shapes `x`, channels side by side, a time, and `keys` as its condition."""
     seen = jnp.concatenate([jnp.zeros((2, *shape)) for shape in x], axis=-1)
     cond = {name: jnp.zeros((2, *shape), jnp.int32 if name == "label" else jnp.float32) for name, shape in keys.items()
             if name not in ("x", "index")}
-    return jax.jit(lambda k: net.init(k, seen, jnp.ones(2), cond or None)["params"])(key)
+    return seen, jnp.ones(2), cond or None
+
+
+def _fresh(net: Any, key: Key, *shown: Any) -> Params:
+    """Parameters of a network for inputs like these."""
+    return jax.jit(lambda k: net.init(k, *shown)["params"])(key)
 
 
 def sampler(config: ConfigDict, chosen: Sampler | str | None = None) -> Sampler:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdiff import build, data, evaluation, objective, training
+from jaxdiff import build, codec, data, evaluation, objective, training
 from jaxdiff.facts import Facts, write_facts
 from jaxdiff.run import Run
 
@@ -102,14 +102,14 @@ def _validation(config: ConfigDict, net: Any, known: Facts) -> Any:
     name = build.trains(config)
     loss = objective.loss(config, net, known).losses[name]
     pipe = build.pipeline(config, build.source(config, "validation"))
-    run = jax.jit(lambda params, batch, key: loss(params, {}, key, batch, 0)[1].metrics)
+    run = jax.jit(lambda params, state, batch, key: loss(params, state, key, batch, 0)[1].metrics)
     wanted = build.batch_keys(config, known)
 
     def evaluate(state: training.TrainState, step: int) -> dict[str, float]:
         rows, params = [], {**state.params, name: state.ema[name]["ema"]}
         for i, batch in enumerate(pipe.epoch()):
             batch = {key: batch[key] for key in wanted}
-            rows.append((len(batch["x"]), run(params, batch, jax.random.fold_in(jax.random.key(0), i))))
+            rows.append((len(batch["x"]), run(params, state.state, batch, jax.random.fold_in(jax.random.key(0), i))))
         total = sum(n for n, _ in rows)
         return {key: float(sum(n * row[key] for n, row in rows) / total) for key in rows[0][1]}
 
@@ -119,8 +119,11 @@ def _validation(config: ConfigDict, net: Any, known: Facts) -> Any:
 def _preview(config: ConfigDict, net: Any, known: Facts, state: training.TrainState) -> Any:
     """A picture of samples of the averaged parameters, classes in turn, the same noise at every evaluation."""
     num = config.train.preview
-    if num == 0 or config.loss.kind == "classification":
+    name = build.trains(config)
+    if num == 0 or name == "classifier":
         return None
+    if name == "autoencoder":
+        return codec.preview(config, net, known, lambda state: state.ema[name]["ema"])
     run = Run(config, None, build.path(config), known, net, 0)
     draw = jax.jit(run.sampler(), static_argnums=3)
     cond: Any = {"label": jnp.arange(num) % known.num_classes} if known.num_classes else None
@@ -132,7 +135,6 @@ def _preview(config: ConfigDict, net: Any, known: Facts, state: training.TrainSt
                 if name in build.batch_keys(config, known)}
     elif known.kind != "image":
         beside = {"x": np.asarray(data.preview(build.source(config, "test"), 5000)["x"])}
-    name = build.trains(config)
     draw.eval_shape(state.ema[name]["ema"], state.key, cond, num)  # as above
 
     def preview(state: training.TrainState, step: int) -> list[tuple[str, np.ndarray]]:

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from jaxdiff import build, conditioning, losses, tables, training
+from jaxdiff import build, codec, conditioning, losses, tables, training
 from jaxdiff.facts import Facts
+from jaxdiff.networks import quantizer
 from jaxdiff.sde import Discrete
 from jaxdiff.types import LossFn
 
 
 class Objective(NamedTuple):
     """A loss for each network that is trained, by its name, in the order of the updates, and what they share of the last
-    one's forward pass (`training.Update.forward`)."""
+    one's forward pass (`training.Update.forward`); the networks' mutable state; and a loss on the last one, descended
+    plainly at rate 1 every so many steps."""
 
     losses: dict[str, LossFn]
     forward: Callable[..., Any] | None = None
+    state: dict[str, Any] | None = None
+    revive: tuple[LossFn, int] | None = None
 
 
 def loss(config: ConfigDict, net: Any, known: Facts) -> Objective:
     """What is minimised."""
     judge = build.discriminator(config, known)
+    if config.loss.kind == "autoencoder":
+        return _autoencoder(config, net, judge)
     extra: dict[str, Any] = {"apply_fn": build.apply(config, net, known, train=True)}
     if config.loss.kind == "classification":
         clean = config.path.kind == "none"
@@ -68,6 +75,28 @@ def _adversarial(config: ConfigDict, judge: Any, extra: dict[str, Any]) -> Objec
     return Objective({"discriminator": made.discriminator, "generator": made.generator}, made.forward)
 
 
+def _autoencoder(config: ConfigDict, net: Any, judge: Any) -> Objective:
+    """The loss of reconstructions, after the discriminator's where there is one, and a codebook's revival."""
+
+    def call(method: str) -> Callable[..., Any]:
+        return lambda params, *given: net.apply({"params": params}, *given, method=method)
+
+    extra: dict[str, Any] = {"code": call("code"), "paint": call("paint"), "last_layer": net.last_layer,
+                             "perceptual": codec.perceptual(config)}
+    if judge is not None:
+        extra["discriminate"] = lambda params, x: judge.apply({"params": params}, x)
+    state, revive = None, None
+    if net.num_codes:
+        part = config.codebook
+        extra["track"] = quantizer.track(part.decay, part.threshold)
+        state = {"autoencoder": quantizer.fresh_use(net.num_codes, net.latent_channels)}
+        reset = losses.revival(partial(quantizer.reset_dead, threshold=part.threshold))
+        revive = (reset, part.revive_every) if part.revive_every else None
+    made = tables.make(tables.LOSSES, config.loss, "loss", "loss", **extra)
+    found = {} if made.discriminator is None else {"discriminator": made.discriminator}
+    return Objective({**found, "autoencoder": made.generator}, made.forward, state, revive)
+
+
 def draw_times(config: ConfigDict) -> Any:
     """The training-time draw."""
     return tables.make(tables.TIMES, config.times, "times")
@@ -83,13 +112,17 @@ class Training(NamedTuple):
 
 def train_step(config: ConfigDict, net: Any, known: Facts) -> Training:
     """The train step and its first state: an update for each loss, averages of the network that is sampled."""
-    (found, forward), name = loss(config, net, known), build.trains(config)
+    made, name = loss(config, net, known), build.trains(config)
+    found, forward = made.losses, made.forward
     rates = {"discriminator": "discriminator_optimizer"}
     optimizers = {key: tables.call(training.optimizer, config[rates.get(key, "optimizer")], rates.get(key, "optimizer"),
                                    total_steps=config.train.steps) for key in found}
     every = {"generator": config.train.generator_every}
     updates = [training.Update(key, fn, optimizers[key].transform, every.get(key, 1), forward if key == name else None)
                for key, fn in found.items()]
+    if made.revive is not None:
+        plain = training.optimizer("sgd", learning_rate=1.0, b1=0.0)
+        updates.append(training.Update(name, made.revive[0], plain.transform, made.revive[1]))
     ema = tables.call(training.Ema, config.ema, "ema", examples_per_step=config.data.batch_size)
     k_params, k_run = jax.random.split(jax.random.key(config.seed))
     params = {name: build.init_params(config, net, known, k_params)}
@@ -99,4 +132,4 @@ def train_step(config: ConfigDict, net: Any, known: Facts) -> Training:
     averages = {name: {"ema": ema}}
     step = training.make_train_step(updates, averages, accumulate=config.train.accumulate)
     schedules = {key: optimizer.schedule for key, optimizer in optimizers.items()}
-    return Training(step, training.init_state(params, updates, averages, k_run), schedules)
+    return Training(step, training.init_state(params, updates, averages, k_run, made.state), schedules)

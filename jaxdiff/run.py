@@ -35,9 +35,10 @@ class Run(NamedTuple):
     step: int
 
     def _must_denoise(self) -> None:
-        if self.config.loss.kind == "classification":
-            raise ValueError(f"the run {self.config.name!r} is a classifier, with nothing to sample; allowed: the run of a "
-                             "denoiser")
+        kind = build.trains(self.config)
+        if kind in ("classifier", "autoencoder"):
+            raise ValueError(f"the run {self.config.name!r} is of the kind {kind}, with nothing to sample; allowed: the run "
+                             "of a denoiser")
 
     def denoiser(self, params: Params, cond: Cond = None) -> Denoiser:
         """`(key, x_t, t, cond) -> Prediction`; `cond` here is what it is told when the caller gives none."""

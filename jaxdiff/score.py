@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdiff import build, data, evaluation, inverse, observe
+from jaxdiff import autoencoding, build, data, evaluation, inverse, observe
 from jaxdiff.facts import Facts, check_condition, check_labels
 from jaxdiff.losses import variational_bound
 from jaxdiff.realism import real_examples, score_pictures
@@ -96,8 +96,14 @@ def score(
     Raises NoScores where this data has nothing to be measured against, ValueError for a metric that does not suit it.
     """
     part = run.config.evaluate
-    wanted = check_metrics(run.config, run.facts, metrics)
     num = part.num if num is None else num
+    if build.trains(run.config) == "autoencoder":
+        if set(how.values()) - {None}:
+            raise ValueError(f"the run {run.config.name!r} is an autoencoder, which is not sampled; mend: leave the options "
+                             "of sampling out")
+        found, x, x_hat = autoencoding.score(run, workdir, num, metrics, progress)
+        return found, Samples(x_hat, {"image": x})
+    wanted = check_metrics(run.config, run.facts, metrics)
     if run.facts.low_res and "cas" in wanted:
         raise ValueError("cas of a stage alone would train on what is made from the test pictures; allowed: cas of a whole "
                          "cascade, by jaxdiff cascade")

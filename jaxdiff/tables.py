@@ -107,15 +107,22 @@ WEIGHTINGS: Table = {
     "simple": weightings.simple, "likelihood": weightings.likelihood, "edm": weightings.edm,
     "min_snr": weightings.min_snr, "sigmoid": weightings.sigmoid, "p2": weightings.p2,
 }
-NETWORKS: Table = {"unet": networks.UNet, "mlp": networks.MLP, "classifier": networks.Classifier}
-DISCRIMINATORS: Table = {"none": lambda: None, "conv": networks.Discriminator, "mlp": networks.PointDiscriminator}
+NETWORKS: Table = {
+    "unet": networks.UNet, "mlp": networks.MLP, "classifier": networks.Classifier, "autoencoder": networks.Autoencoder,
+}
+DISCRIMINATORS: Table = {
+    "none": lambda: None, "conv": networks.Discriminator, "mlp": networks.PointDiscriminator,
+    "patch": networks.PatchDiscriminator,
+}
 LOSSES: Table = {
     "denoising": losses.denoising, "hybrid": losses.hybrid, "classification": losses.classification,
-    "ddgan": losses.ddgan, "siddm": losses.siddm,
+    "ddgan": losses.ddgan, "siddm": losses.siddm, "autoencoder": losses.autoencoder,
 }
-ADVERSARIAL = ("ddgan", "siddm")  # rows of LOSSES that make two losses
-# the name under which the parameters that are sampled (or classify) are kept; "denoiser" for every other loss
-TRAINS = {"classification": "classifier", **dict.fromkeys(ADVERSARIAL, "generator")}
+ADVERSARIAL = ("ddgan", "siddm")  # rows of LOSSES that train a generator of few steps
+# the name under which the parameters that are used afterwards are kept; "denoiser" for every other loss
+TRAINS = {"classification": "classifier", "autoencoder": "autoencoder", **dict.fromkeys(ADVERSARIAL, "generator")}
+# which discriminators a loss goes with; none for every other loss
+JUDGED = {**dict.fromkeys(ADVERSARIAL, ("conv", "mlp")), "autoencoder": ("none", "patch")}
 SAMPLERS: Table = {
     "ancestral": samplers.ancestral, "ddim": samplers.ddim, "euler_maruyama": samplers.euler_maruyama,
     "reverse_diffusion": samplers.reverse_diffusion, "predictor_corrector": _predictor_corrector,
@@ -129,9 +136,10 @@ GRIDS: Table = {
 DERIVED = {
     "estimator": ("path",),
     "augmentation": ("path",),
-    "network": ("num_classes", "out_channels", "name", "parent"),
+    "network": ("num_classes", "out_channels", "name", "parent", "kind"),  # an autoencoder's kind: by its num_codes
     "loss": ("apply_fn", "path", "parameterization", "draw_times", "weighting", "draw_cond", "stochastic", "network",
-             "levels", "augment", "discriminate", "latent_dim", "total_steps"),
+             "levels", "augment", "discriminate", "latent_dim", "total_steps", "code", "paint", "perceptual", "track",
+             "last_layer"),
     "discriminator": ("num_classes", "out_channels", "denoise", "regress", "variance", "image", "mask", "name",
                       "parent"),
     "grid": ("path", "num_steps"),
@@ -267,6 +275,10 @@ def base() -> ConfigDict:
             # beside a generator; its heads and conditions follow from the loss and the data
             "discriminator": section(DISCRIMINATORS, "none", "discriminator"),
             "discriminator_optimizer": options(training.optimizer, "optimizer", kind="adam", learning_rate=1e-4, b1=0.5),
+            # of an autoencoder: how the use of its codes is followed, and after how many steps unused ones start anew; what
+            # sees pictures as people do, by a file of AlexNet's or VGG16's weights (as evaluate.lpips) or a classifier's run
+            "codebook": options(networks.quantizer.track, decay=0.99, threshold=0.03, revive_every=100),
+            "perceptual": {"weights": placeholder(str), "net": "vgg", "classifier": placeholder(str)},
             "ema": options(training.Ema, "ema", decay=0.999, warmup=True),
             "sampler": {**section(SAMPLERS, "heun"), "num_steps": 18, "guidance": None, "threshold": None,
                         "observe": "redraw"},

@@ -32,8 +32,8 @@ MAY = {
     "cascade": {"types", "trees", "sde", "samplers", "augmentation"},
 }
 # the floors above may import all that is below them, in this order
-TOP = ["tables", "configfile", "facts", "build", "objective", "guiding", "run", "stages", "fit", "judge",
-       "cas", "realism", "inverse", "score", "stream", "cascading", "sweeping",
+TOP = ["tables", "configfile", "facts", "build", "guiding", "run", "codec", "objective", "stages", "fit", "judge",
+       "autoencoding", "cas", "realism", "inverse", "score", "stream", "cascading", "sweeping",
        "cascade_likelihood", "benchmark", "commands", "grammar", "cli"]
 HOMES = {
     "flax": {"networks", "evaluation"},
@@ -45,8 +45,8 @@ HOMES = {
     "tensorflow_datasets": {"data"},
     "tensorflow": {"data"},
     "diffrax": {"samplers", "observe"},
-    "ml_collections": {"tables", "configfile", "build", "objective", "run", "fit", "judge", "cas", "inverse",
-                       "score", "benchmark", "cli"},
+    "ml_collections": {"tables", "configfile", "build", "run", "codec", "objective", "fit", "judge", "autoencoding", "cas",
+                       "inverse", "score", "benchmark", "cli"},
 }
 
 
