@@ -49,8 +49,8 @@ _HELD = {
 
 __all__ = [
     "Prediction", "__version__", "augmentation", "cascade", "conditioning", "configfile", "data", "denoiser", "evaluation",
-    "fit", "guidance", "interop", "load_run", "losses", "networks", "observe", "parameterizations", "samplers", "score", "sde",
-    "stages", "training", "types",
+    "fit", "guidance", "interop", "load_run", "losses", "networks", "observe", "parameterizations", "samplers", "score",
+    "sde", "stages", "training", "types",
 ]
 
 
