@@ -23,7 +23,7 @@ def get_config(arg: str = ""):
         config.network.update({"channels": 48, "channel_mult": (1, 2), "num_blocks": 2, "attention_resolutions": (7,),
                                "head_channels": 48, "patch_size": 2})
         config.discriminator.update({"channels": 32, "channel_mult": (1, 2), "patch_size": 2})
-    config.data.batch_size = 64
-    config.train.update({"steps": 800, "log_every": 100, "eval_every": 400, "checkpoint_every": 400, "preview": 100})
+    config.data.batch_size = 32
+    config.train.update({"steps": 1600, "log_every": 100, "eval_every": 800, "checkpoint_every": 800, "preview": 100})
     config.evaluate.num = 1000
     return smoke(config) if arg.smoke else config
