@@ -125,7 +125,7 @@ def preprocess(config: ConfigDict, known: Facts) -> data.Preprocess:
     part = config.data
     if known.kind == "points":
         return data.Preprocess()
-    shape = (known.shape[0], known.shape[1], known.shape[2])
+    shape = (known.pixels[0], known.pixels[1], known.pixels[2])
     return data.Preprocess(shape, part.resize, part.crop, part.resample, part.flip, part.scale)
 
 

@@ -37,11 +37,11 @@ def of_run(run: Run, x: Any, label: Any, workdir: Any, progress: bool = True) ->
 
     The run's seed; a smoke run (20 steps or fewer) gets a smoke classifier. Raises ValueError without classes.
     """
-    if not run.facts.num_classes or len(run.facts.shape) != 3:
+    if not run.facts.num_classes or len(run.facts.pixels) != 3:
         raise ValueError(f"cas needs samples of classes, and the run {run.config.name!r} draws none; allowed: "
                          "class-conditional runs on pictures")
     smoke = run.config.train.steps <= 20
-    classifier = classifier_config(run.config.data, run.facts.shape[0], run.config.seed, smoke=smoke)
+    classifier = classifier_config(run.config.data, run.facts.pixels[0], run.config.seed, smoke=smoke)
     return classification_accuracy(classifier, x, label, workdir, progress)
 
 

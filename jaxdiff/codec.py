@@ -1,4 +1,4 @@
-"""Autoencoders as functions: what one gives back, a picture of it, and the eye that it is trained with.
+"""Autoencoders in the walk from data to runs: what one gives back, the latents of batches, and the eye that it learns by.
 
 The eye is a perceptual distance (Zhang et al. 2018): LPIPS with the weights of a file, or the squared distance of unit
 features of a classifier's run, LPIPS's form on a network of one's own.
@@ -6,7 +6,7 @@ features of a classifier's run, LPIPS's form on a network of one's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdiff import build, evaluation
-from jaxdiff.facts import Facts
-from jaxdiff.run import load_run
+from jaxdiff import build, evaluation, training
+from jaxdiff.facts import Facts, facts_of_run
+from jaxdiff.latents import Latents, shape_of, unit_scale
+from jaxdiff.run import load_run, open_latents
+from jaxdiff.trees import example_keys
 from jaxdiff.types import Array, Params
 
 
@@ -40,6 +42,47 @@ def preview(config: ConfigDict, net: Any, known: Facts, params_of: Callable[[Any
         return [("reconstructions", pair_picture(real, again(params_of(state), real)))]
 
     return picture
+
+
+def linked(config: ConfigDict, known: Facts, workdir: Any) -> tuple[Facts, Latents | None]:
+    """The facts of the latents of `codec.run`, and these; those given, and None, where a run diffuses pixels.
+
+    The scale is `codec.scale`, or measured on 1,000 training pictures; a run that goes on keeps its own.
+    """
+    if not config.codec.run:
+        return known, None
+    if known.kind != "image" or build.trains(config) != "denoiser" or build.joint(config):
+        raise ValueError(f"codec.run is {config.codec.run!r}; allowed with loss.kind=denoising on pictures, whose condition "
+                         "is not diffused")
+    if config.loss.kind != "denoising":
+        raise ValueError(f"loss.kind is {config.loss.kind!r}, a bound on grey levels, and latents have none; mend: "
+                         "loss.kind=denoising")
+    known = known._replace(picture=known.shape, levels=0)
+    if training.steps(workdir):
+        held = facts_of_run(workdir)
+        known = known._replace(scale=held.scale, codec=held.codec)
+    elif config.codec.scale:
+        known = known._replace(scale=config.codec.scale)
+    coder = open_latents(config, known)
+    if not (training.steps(workdir) or config.codec.scale):
+        known = known._replace(scale=unit_scale(coder, build.examples(config, known, "train", 1000)["x"]))
+        coder = open_latents(config, known)
+    return known._replace(shape=shape_of(coder, known.picture), codec=coder.name), coder
+
+
+def encoded(batches: Iterator[dict[str, Any]], coder: Latents, seed: int, start: int = 0) -> Iterator[dict[str, Any]]:
+    """The same batches with the latents of their pictures, from step `start` on.
+
+    An example's draw depends on the seed, the step and its number in the batch, so a run that goes on draws the same.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), 4)
+
+    @jax.jit
+    def encode(step: Array, x: Array, index: Array) -> Array:
+        return coder.encode(example_keys(jax.random.fold_in(key, step), index), x)
+
+    for step, batch in enumerate(batches, start):
+        yield {**batch, "x": encode(jnp.asarray(step), batch["x"], batch["index"])}
 
 
 def perceptual(config: ConfigDict) -> Callable[[Array, Array], Array] | None:

@@ -23,11 +23,19 @@ class Facts(NamedTuple):
     class_names: tuple[str, ...] = ()
     condition: tuple[int, ...] = ()  # shape of the condition picture y; () without one
     masked: bool = False  # a mask comes with y, 1 where it is hidden
+    picture: tuple[int, ...] = ()  # shape of the pictures whose latents have `shape`; () where x is the picture itself
+    scale: float = 1.0  # of the latents
+    codec: str = ""  # fingerprint of their autoencoder
+
+    @property
+    def pixels(self) -> tuple[int, ...]:
+        """Shape of what is read from the data and given to people."""
+        return self.picture or self.shape
 
     @property
     def low_res(self) -> bool:
         """Whether y is a smaller picture, as a stage of a cascade is given."""
-        return bool(self.condition) and self.condition[:2] != self.shape[:2]
+        return bool(self.condition) and self.condition[:2] != self.pixels[:2]
 
     @property
     def dim(self) -> int:
@@ -74,13 +82,16 @@ def check_condition(cond: Any, known: Facts, num: int) -> None:
     for name in given:
         if name not in allowed:
             raise ValueError(f"cond has {name!r}; allowed: {', '.join(allowed)}")
+    if known.picture and "mask" in given:
+        raise ValueError("cond has 'mask', but this run diffuses latents, in which no pixel can be held; allowed: a run on "
+                         "pixels")
     if known.condition and "image" not in given:
         raise ValueError(f"this run needs a condition picture; mend: cond['image'], of shape ({num}, "
                          f"{', '.join(map(str, known.condition))}) in [-1, 1]")
     if not known.condition and ("image" in given) != ("mask" in given):
         raise ValueError("this run has no condition picture; allowed: cond['image'] with cond['mask'], for replacement "
                          "inpainting")
-    shapes = {"image": known.condition or known.shape, "mask": (*known.shape[:2], 1)}
+    shapes = {"image": known.condition or known.pixels, "mask": (*known.pixels[:2], 1)}
     for name in shapes.keys() & given.keys():
         value, shape = given[name], (num, *shapes[name])
         if jnp.shape(value) != shape:

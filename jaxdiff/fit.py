@@ -13,13 +13,14 @@ from ml_collections import ConfigDict
 
 from jaxdiff import build, codec, data, evaluation, objective, training
 from jaxdiff.facts import Facts, write_facts
+from jaxdiff.latents import Latents
 from jaxdiff.run import Run
 
 # keys that say how a run is watched, not what it is, and the two that mend a run that diverged: they may differ when it
 # is resumed
 MAY_CHANGE = (
     "name", "sampler", "grid", "evaluate", "train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every",
-    "train.keep", "train.preview", "train.steps_per_dispatch", "data.num_threads", "data.options.data_dir",
+    "train.keep", "train.preview", "train.steps_per_dispatch", "data.num_threads", "data.options.data_dir", "codec.run",
     "optimizer.learning_rate", "optimizer.clip", "discriminator_optimizer.learning_rate", "discriminator_optimizer.clip",
 )
 
@@ -33,7 +34,7 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
     saved = config.to_dict()
     _check(config, workdir, saved)
     records = build.source(config, "train")
-    known = build.facts(config, records)
+    known, coder = codec.linked(config, build.facts(config, records), workdir)
     net = build.network(config, known)
     parts = objective.train_step(config, net, known)
     pipe = build.pipeline(config, records)
@@ -48,7 +49,8 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
         if jax.process_index() == 0:  # here the loop has checked its own words and written config.json
             write_facts(workdir, known)
         chosen = ({name: batch[name] for name in wanted} for batch in pipe.batches(start))
-        return chosen if mesh is not None else data.on_device(chosen)
+        placed = chosen if mesh is not None else data.on_device(chosen)
+        return placed if coder is None else codec.encoded(placed, coder, config.seed, start)
 
     return training.train(
         parts.step,
@@ -62,8 +64,8 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
         keep=config.train.keep,
         best_metric=config.train.best_metric,
         best_mode=config.train.best_mode,
-        evaluate=_validation(config, net, known),
-        preview=_preview(config, net, known, parts.state),
+        evaluate=_validation(config, net, known, coder),
+        preview=_preview(config, net, known, parts.state, coder),
         config=saved,
         may_change=MAY_CHANGE,
         schedules=parts.schedules,
@@ -92,7 +94,7 @@ def _check(config: ConfigDict, workdir: Any, saved: dict[str, Any]) -> None:
                          f"({jax.device_count()} devices x accumulate {part.accumulate})")
 
 
-def _validation(config: ConfigDict, net: Any, known: Facts) -> Any:
+def _validation(config: ConfigDict, net: Any, known: Facts, coder: Latents | None) -> Any:
     """The loss of the averaged parameters on the validation split, where the source was told to keep one."""
     if not dict(config.data.options).get("validation"):
         if config.train.best_metric:
@@ -107,8 +109,8 @@ def _validation(config: ConfigDict, net: Any, known: Facts) -> Any:
 
     def evaluate(state: training.TrainState, step: int) -> dict[str, float]:
         rows, params = [], {**state.params, name: state.ema[name]["ema"]}
-        for i, batch in enumerate(pipe.epoch()):
-            batch = {key: batch[key] for key in wanted}
+        batches = ({key: batch[key] for key in wanted} for batch in pipe.epoch())
+        for i, batch in enumerate(batches if coder is None else codec.encoded(batches, coder, config.seed)):
             rows.append((len(batch["x"]), run(params, state.state, batch, jax.random.fold_in(jax.random.key(0), i))))
         total = sum(n for n, _ in rows)
         return {key: float(sum(n * row[key] for n, row in rows) / total) for key in rows[0][1]}
@@ -116,7 +118,7 @@ def _validation(config: ConfigDict, net: Any, known: Facts) -> Any:
     return evaluate
 
 
-def _preview(config: ConfigDict, net: Any, known: Facts, state: training.TrainState) -> Any:
+def _preview(config: ConfigDict, net: Any, known: Facts, state: training.TrainState, coder: Latents | None) -> Any:
     """A picture of samples of the averaged parameters, classes in turn, the same noise at every evaluation."""
     num = config.train.preview
     name = build.trains(config)
@@ -124,7 +126,7 @@ def _preview(config: ConfigDict, net: Any, known: Facts, state: training.TrainSt
         return None
     if name == "autoencoder":
         return codec.preview(config, net, known, lambda state: state.ema[name]["ema"])
-    run = Run(config, None, build.path(config), known, net, 0)
+    run = Run(config, None, build.path(config), known, net, 0, coder)
     draw = jax.jit(run.sampler(), static_argnums=3)
     cond: Any = {"label": jnp.arange(num) % known.num_classes} if known.num_classes else None
     beside: Any = None

@@ -39,7 +39,8 @@ def _other(name: str, directory: str, guided: Any, load: Callable[..., Any], wha
         wrong = [f"{part}.{key}={value} and this run with {guided.config[part][key]}" for part in ("path", "estimator")
                  for key, value in run.config[part].items() if value != guided.config[part][key]]
         raise ValueError(f"{word} was trained on other noise levels: with {', '.join(wrong)}; mend: {mend}")
-    pairs = {"shape": (run.facts.shape, guided.facts.shape), "classes": (run.facts.num_classes, guided.facts.num_classes)}
+    pairs: dict[str, Any] = {name: (getattr(run.facts, field), getattr(guided.facts, field)) for name, field in
+                             (("shape", "shape"), ("classes", "num_classes"), ("autoencoder", "codec"))}
     if name != "classifier":
         pairs["condition"] = (run.facts.condition, guided.facts.condition)
     for fact, (theirs, ours) in pairs.items():

@@ -119,7 +119,7 @@ def judge_of(run: Run, workdir: Any, progress: bool = True) -> Judge:
         wanted = configfile.from_run(home)
     else:
         smoke = config.train.steps <= 20  # a smoke run judges with a smoke classifier
-        wanted = classifier_config(config.data, run.facts.shape[0], config.seed, smoke=smoke).lock()
+        wanted = classifier_config(config.data, run.facts.pixels[0], config.seed, smoke=smoke).lock()
     if not held or held[-1] < wanted.train.steps:
         if progress:
             print(f"training a classifier of {config.data.source}, once, to judge samples with")

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from jaxdiff import build, configfile, guiding, observe, samplers, sde, tables, training
 from jaxdiff.denoiser import denoiser as make_denoiser
 from jaxdiff.facts import Facts, check_condition, check_labels, facts_of_run
+from jaxdiff.latents import Latents, of_network
 from jaxdiff.samplers import Sampler
 from jaxdiff.types import Array, Cond, Denoiser, Guidance, Key, Params, Prediction
 
@@ -25,7 +26,9 @@ Draw = Callable[..., Array]
 
 
 class Run(NamedTuple):
-    """A trained model: `config`, `params` of its network, `path`, `facts` of its data, `step` it was trained to."""
+    """A trained model: `config`, `params` of its network, `path`, `facts` of its data, `step` it was trained to; `latents`
+    between pictures and what it diffuses, None for the pictures themselves. The autoencoder's parameters are constants of
+    every function of the run."""
 
     config: ConfigDict
     params: Params
@@ -33,6 +36,7 @@ class Run(NamedTuple):
     facts: Facts
     network: Any
     step: int
+    latents: Latents | None = None
 
     def _must_denoise(self) -> None:
         kind = build.trains(self.config)
@@ -78,7 +82,8 @@ class Run(NamedTuple):
           s: of a stage of a cascade: the time on its augmentation's path to which its low-resolution input, given clean as
             cond["image"] `[B, h, w, C]`, is noised; 0 is clean.
 
-        In the returned function `shape_or_num` is static: a count of examples, or the whole shape `[B, ...]`. With cond
+        In the returned function `shape_or_num` is static: a count of examples, or the whole shape `[B, ...]`, of the
+        latents where the run diffuses latents: other sizes than trained for are drawn so. With cond
         None a class-conditional run draws from all classes at once (the null label). A run with a condition picture
         needs it as cond["image"], float32 [-1, 1] `[B, H, W, C]` (a stage `[B, h, w, C]`). An unconditional run that is
         given "image" and "mask" (`[B, H, W, 1]`, 1 = hidden) fills in the hidden pixels by replacing the known ones
@@ -116,7 +121,8 @@ class Run(NamedTuple):
                 return samplers.sample(chosen, denoise, self.path, times, k_steps, x_T, told, hook)["x"]
             hook = observe.known_pixels(self.path, known["image"], known["mask"]) if known else None
             x_T = sde.prior(self.path, k_prior, like)
-            return samplers.sample(chosen, denoise, self.path, times, k_steps, x_T, told, hook)
+            x = samplers.sample(chosen, denoise, self.path, times, k_steps, x_T, told, hook)
+            return x if self.latents is None else self.latents.decode(x)
 
         return draw
 
@@ -177,4 +183,29 @@ def load_run(workdir: Any, step: int | None = None, ema: bool = True) -> Run:
     params = jax.device_put(jax.device_get(params))  # uncommitted: a caller's mesh takes them as it takes fresh arrays
     known = facts_of_run(workdir)
     path = None if config.path.kind == "none" else build.path(config)
-    return Run(config, params, path, known, build.network(config, known), restored.step)
+    coder = open_latents(config, known) if config.codec.run else None
+    return Run(config, params, path, known, build.network(config, known), restored.step, coder)
+
+
+def open_latents(config: ConfigDict, known: Facts) -> Latents:
+    """The latents of the autoencoder's run that `codec.run` names, scaled as `known` says.
+
+    Raises FileNotFoundError without such a run, ValueError for a run of another kind, of other pictures, or one that was
+    trained on since `known` was written.
+    """
+    name = config.codec.run
+    if not training.steps(name):
+        raise FileNotFoundError(f"codec.run is {name!r}, where no trained run is; mend: train configs/autoencoder.py first, "
+                                "or --config.codec.run=DIR")
+    other = load_run(name)
+    if build.trains(other.config) != "autoencoder":
+        raise ValueError(f"codec.run is {name!r}, the run of a {build.trains(other.config)}; allowed: an autoencoder's, of "
+                         "configs/autoencoder.py")
+    if other.facts.shape[-1] != known.pixels[-1]:
+        raise ValueError(f"codec.run is {name!r}, of pictures with {other.facts.shape[-1]} channels, and these have "
+                         f"{known.pixels[-1]}; mend: data.channels, or another autoencoder")
+    coder = of_network(other.network, other.params, known.scale)
+    if known.codec and known.codec != coder.name:
+        raise ValueError(f"codec.run is {name!r}, whose parameters are {coder.name} and were {known.codec} when this run "
+                         "was trained; mend: the autoencoder as it was, or train this run again")
+    return coder

@@ -155,7 +155,7 @@ def check_metrics(config: ConfigDict, known: Facts, metrics: Sequence[str] = ())
     check_words(config)
     part = config.evaluate
     if known.condition and not known.low_res:
-        return inverse.check_metrics(config, known.shape, tuple(metrics) or tuple(part.metrics))
+        return inverse.check_metrics(config, known.pixels, tuple(metrics) or tuple(part.metrics))
     allowed: tuple[str, ...] = POINT_METRICS if known.kind == "points" else IMAGE_METRICS
     if known.kind == "points" and config.data.source != "gaussians25":
         raise NoScores(f"points of {config.data.source!r} have no known modes to score; allowed: gaussians25")
@@ -196,6 +196,9 @@ def likelihood(
     if build.adversarial(config):
         raise ValueError(f"the run {config.name!r} is a few-step generator, which gives samples and no likelihood; allowed: "
                          "the run of a denoiser")
+    if known.picture:
+        raise ValueError(f"the run {config.name!r} diffuses latents, whose likelihood is none of pictures; allowed: a run "
+                         "on pixels")
     denoise, key = run.denoiser(run.params), jax.random.key(seed)
     bound = hasattr(run.path, "betas")
     if bound and not known.levels:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import jax
+
 from jaxdiff import build, guiding
-from jaxdiff.cascade import Stage
+from jaxdiff.cascade import PIXELS, Codec, Stage
 from jaxdiff.run import Run, load_run
 from jaxdiff.samplers import Sampler
 from jaxdiff.types import Guidance
@@ -38,8 +40,11 @@ def stage_of(
     chosen = build.sampler(config, sampler)
     steps = config.sampler.num_steps if num_steps is None else num_steps
     steering = guiding.steering(run, guidance, threshold, load_run)
+    coder, codec = run.latents, PIXELS
+    if coder is not None:
+        codec = Codec(lambda _, key, x: coder.encode(jax.random.split(key, len(x)), x), lambda _, z: coder.decode(z))
     return Stage(
-        run.facts.shape, run.path, run.denoiser, chosen, steps, guidance=steering,
+        run.facts.shape, run.path, run.denoiser, chosen, steps, guidance=steering, codec=codec,
         augmentation=build.augmentation(config), can_stop=not build.adversarial(config),
     )
 
@@ -57,9 +62,9 @@ def check_linked(runs: Sequence[Run]) -> None:
         if not after.facts.low_res:
             raise ValueError(f"{names}: it takes no low-resolution picture; mend: name the stages from the smallest up, all "
                              "but the first runs of task.kind=low_res")
-        if after.facts.condition != before.facts.shape:
+        if after.facts.condition != before.facts.pixels:
             raise ValueError(f"{names}: it takes pictures of {_size(after.facts.condition)} and is given "
-                             f"{_size(before.facts.shape)}; mend: the order, or a stage between them")
+                             f"{_size(before.facts.pixels)}; mend: the order, or a stage between them")
         ours, theirs = ((run.facts.num_classes, run.facts.class_names) for run in (after, before))
         if ours[0] != theirs[0] or (ours[0] and ours[1] and theirs[1] and ours[1] != theirs[1]):
             raise ValueError(f"{names}: it has {_classes(*ours)}, the one before {_classes(*theirs)}; mend: train both on "

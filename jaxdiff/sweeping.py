@@ -124,7 +124,7 @@ def table(found: Sequence[dict[str, Any]]) -> list[str]:
 
 def picture(cascade: Cascade, found: Sequence[dict[str, Any]]) -> np.ndarray:
     """The figures of the rows against s, a curve a stage, and what real held-out pictures get, uint8 `[H, W, 3]`."""
-    sizes = {f"stage_{k}": f"{run.facts.shape[0]} x {run.facts.shape[1]}" for k, run in enumerate(cascade.runs)}
+    sizes = {f"stage_{k}": f"{run.facts.pixels[0]} x {run.facts.pixels[1]}" for k, run in enumerate(cascade.runs)}
     panels: dict[str, dict[str, Any]] = {}
     real: dict[str, float] = {}
     for stage, figures in found[-1]["figures"].items():

@@ -265,6 +265,8 @@ def base() -> ConfigDict:
             # what is done to the low-resolution input of a stage of a cascade, and the process whose times s are
             "augmentation": section(AUGMENTATIONS, "none", "augmentation"),
             "augmentation_path": section(PATHS, "cosine"),
+            # run: of the autoencoder whose latents are diffused, None for pixels; scale: of the latents, None measures it
+            "codec": {"run": placeholder(str), "scale": placeholder(float)},
             "path": section(PATHS, "edm"),
             "parameterization": section(PARAMETERIZATIONS, "edm", learned_variance=False),
             "times": section(TIMES, "lognormal"),

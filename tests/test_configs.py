@@ -43,7 +43,7 @@ def load(name, words="", **overrides):
 
 def test_every_config_is_here():
     found = {path.stem for path in CONFIGS.glob("*.py")} - {"common", "gan"}
-    assert found == {*FULL, "classifier", "noisy_classifier", "autoencoder", "inverse", "cmde", "cascade",
+    assert found == {*FULL, "classifier", "noisy_classifier", "autoencoder", "latent", "inverse", "cmde", "cascade",
                      "imagenet_cascade", *FEW_STEPS}
     for name in found:  # a config says what it is and how it is run
         assert f"--config=configs/{name}.py" in (CONFIGS / f"{name}.py").read_text()

@@ -32,7 +32,7 @@ MAY = {
     "cascade": {"types", "trees", "sde", "samplers", "augmentation"},
 }
 # the floors above may import all that is below them, in this order
-TOP = ["tables", "configfile", "facts", "build", "guiding", "run", "codec", "objective", "stages", "fit", "judge",
+TOP = ["tables", "configfile", "facts", "build", "latents", "guiding", "run", "codec", "objective", "stages", "fit", "judge",
        "autoencoding", "cas", "realism", "inverse", "score", "stream", "cascading", "sweeping",
        "cascade_likelihood", "benchmark", "commands", "grammar", "cli"]
 HOMES = {

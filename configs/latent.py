@@ -1,0 +1,37 @@
+"""Latent diffusion: an ordinary class-conditional diffusion model of what an autoencoder makes of pictures.
+
+    jaxdiff train --config=configs/autoencoder.py --workdir=runs/mnist5k_kl
+    jaxdiff train --config=configs/latent.py --workdir=runs/mnist5k_latent --config.codec.run=runs/mnist5k_kl
+
+Rombach et al. 2022, "High-resolution image synthesis with latent diffusion models". data: mnist5k (default), emoji, digits,
+tfds:NAME, folder:PATH, the pictures of the autoencoder; size: their side (28, 8, else 64); method: as in configs/digits.py
+(edm); cond: class (default), none. smoke: seconds. Scores: README.md.
+"""
+
+from common import apply_method, smoke
+
+from jaxdiff.configfile import words
+from jaxdiff.tables import base
+
+SIDES = {"mnist5k": 28, "digits": 8}
+RUNS = {"mnist5k": "runs/mnist5k_kl", "emoji": "runs/emoji_kl"}
+
+
+def get_config(arg: str = ""):
+    arg = words(arg, data="mnist5k", size=0, method="edm", cond="class", smoke=False)
+    if arg.cond not in ("class", "none"):
+        raise ValueError(f"cond is {arg.cond!r}; allowed: class, none")
+    config = apply_method(base(), arg.method)
+    config.name = f"{arg.data}_latent_{arg.method}".replace(":", "_")
+    config.data.source = arg.data
+    config.codec.run = RUNS.get(arg.data, "runs/autoencoder")
+    config.condition.label = arg.cond == "class"
+    with config.ignore_type():
+        config.data.update({"size": arg.size or SIDES.get(arg.data, 64), "batch_size": 64})
+        config.parameterization.sigma_data = 1.0  # of latents, by their scale
+        config.network.update({"kind": "unet", "channels": 64, "channel_mult": (1, 2) if arg.data not in SIDES else (1,),
+                               "num_blocks": 2, "attention_resolutions": (7, 8, 16), "head_channels": 64, "dropout": 0.1})
+        config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 200, "decay": "cosine", "final_scale": 0.02})
+    config.train.update({"steps": 2000, "log_every": 100, "eval_every": 1000, "checkpoint_every": 500, "preview": 40})
+    config.evaluate.num = 1000
+    return smoke(config) if arg.smoke else config

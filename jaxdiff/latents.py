@@ -1,0 +1,67 @@
+"""Latent diffusion (Rombach et al. 2022): what is diffused is not the picture but what an autoencoder makes of it.
+
+    z = scale E(x),   x = D(z / scale),   scale = 1 / std of E(x) over the training data        (their appendix G)
+
+so that z has unit deviation, as pictures roughly do, and every path, sampler and guidance works on it unchanged. A KL
+autoencoder's z is drawn from its moments at every step; a codebook's is taken before the codebook, which decoding applies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.networks.autoencoder import sample_moments
+from jaxdiff.types import Array, Key, Params
+
+
+class Latents(NamedTuple):
+    """`encode(keys [B], x [B, H, W, C]) -> z [B, h, w, c]`, in unit deviation, and `decode(z) -> x` in [-1, 1].
+
+    name: the fingerprint of the autoencoder's parameters, 12 hexadecimal digits. scale: see the module's head.
+    """
+
+    encode: Callable[[Key, Array], Array]
+    decode: Callable[[Array], Array]
+    name: str
+    scale: float
+
+
+def of_network(net: Any, params: Params, scale: float = 1.0) -> Latents:
+    """The latents of a trained `networks.Autoencoder`; `params` are held as they are, and not trained."""
+
+    def encode(keys: Key, x: Array) -> Array:
+        found = net.apply({"params": params}, x, method="encode")
+        return scale * (found if net.num_codes else jax.vmap(sample_moments)(keys, found))
+
+    def decode(z: Array) -> Array:
+        return jnp.clip(net.apply({"params": params}, z / scale, method="decode"), -1, 1)
+
+    return Latents(encode, decode, fingerprint(params), scale)
+
+
+def fingerprint(params: Params) -> str:
+    """12 hexadecimal digits of the SHA-256 of all parameters: another training has others."""
+    return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))).hexdigest()[:12]
+
+
+def shape_of(latents: Latents, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The latents' shape for pictures of `shape` (H, W, C); raises as the network does for sizes it does not divide."""
+    keys = jax.random.split(jax.random.key(0), 1)
+    return jax.eval_shape(latents.encode, keys, jax.ShapeDtypeStruct((1, *shape), jnp.float32)).shape[1:]
+
+
+def unit_scale(latents: Latents, x: np.ndarray, batch_size: int = 64) -> float:
+    """`scale` that gives the latents of pictures `x` `[N, H, W, C]` a standard deviation of 1, over all their numbers."""
+    encode = jax.jit(latents.encode)
+    total = square = count = 0.0
+    for start in range(0, len(x), batch_size):
+        part = x[start : start + batch_size]
+        z = np.asarray(encode(jax.random.split(jax.random.key(start), len(part)), part), np.float64)
+        total, square, count = total + z.sum(), square + (z**2).sum(), count + z.size
+    return float(latents.scale / np.sqrt(square / count - (total / count) ** 2))
