@@ -94,6 +94,7 @@ def sample(args: argparse.Namespace) -> int:
     if Path(args.out).suffix not in (".png", ".npz"):
         raise ValueError(f"--out is {args.out!r}; allowed: a name that ends in .png or .npz")
     run = _load(args)
+    run = run if args.size is None else run.at(*args.size)
     given: dict[str, Any] = {}
     if run.facts.condition or args.task is not None or args.image is not None:
         given = inverse.from_pictures(run, args.image) if args.image else inverse.examples(run, args.num, args.task)

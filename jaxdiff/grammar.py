@@ -64,6 +64,14 @@ def _levels(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number, or numbers with commas as in 0,0.1,0.2") from None
 
 
+def _size(text: str) -> tuple[int, int]:
+    """A side, or height x width."""
+    words = text.split("x")
+    if len(words) > 2 or not all(word.isdecimal() and int(word) for word in words):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a side, as 128, or height x width, as 64x128")
+    return int(words[0]), int(words[-1])
+
+
 def _seed(text: str) -> int:
     """A whole number from 0 that fits into 32 bits."""
     if not text.isdecimal() or int(text) >= 2**32:
@@ -102,6 +110,8 @@ def parser() -> argparse.ArgumentParser:
     _draw_flags(one)
     one.add_argument("--batch_size", type=_count, default=250, metavar="N", help="samples computed at once (default 250)")
     one.add_argument("--num", type=_count, default=64, metavar="N", help="how many samples (default 64)")
+    one.add_argument("--size", type=_size, metavar="HxW", help="pixels of each picture, or one number for both sides, other "
+                     "than the run was trained for (default: as trained); good while objects fill the picture as before")
     one.add_argument("--label", metavar="CLASS", help="a class, by number or name, or several with commas, drawn in turn "
                      "(default: all classes in turn)")
     one.add_argument("--draws", type=_count, default=4, metavar="K", help="samples of each condition picture, for runs that "

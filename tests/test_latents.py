@@ -124,14 +124,30 @@ def test_a_latent_run_is_a_run_of_pictures(trained, coder, judge, capsys, tmp_pa
     z = draw(run.params, jax.random.key(2), {"label": jnp.arange(3)}, 3)
     x = run.sampler(guidance=1.0)(run.params, jax.random.key(2), {"label": jnp.arange(3)}, 3)
     np.testing.assert_array_equal(x, run.latents.decode(z))
-    larger = run.sampler()(run.params, jax.random.key(2), None, (2, 8, 4, 4))
-    assert larger.shape == (2, 16, 8, 1)
     assert main(["sample", f"--workdir={trained}", "--num=4", "--guidance=2", f"--out={tmp_path}/x.npz"]) == 0
     assert np.load(tmp_path / "x.npz")["samples"].shape == (4, 8, 8, 1)
+    assert main(["sample", f"--workdir={trained}", "--num=2", "--size=8x16", f"--out={tmp_path}/w.npz"]) == 0
+    assert np.load(tmp_path / "w.npz")["samples"].shape == (2, 8, 16, 1)
     assert main(["likelihood", f"--workdir={trained}"]) == 2
     assert "diffuses latents" in capsys.readouterr().err
     assert main(["sample", f"--workdir={trained}", "--task=inpaint", "--num=2", f"--out={tmp_path}/y.npz"]) == 2
     assert "in which no pixel can be held" in capsys.readouterr().err
+
+
+def test_another_size_keeps_attention_where_it_was(trained, capsys):
+    run = load_run(trained)
+    wide = run.at(16, 8)
+    assert wide.facts.shape == (8, 4, 4) and wide.facts.pixels == (16, 8, 1)
+    assert run.network.attention_resolutions == (4,) and wide.network.attention_resolutions == (8,)
+    assert run.at(8, 8) == run
+    told, key = {"label": jnp.arange(2)}, jax.random.key(0)
+    draw = wide.sampler()
+    mute = jax.tree_util.tree_map_with_path(lambda path, p: 0 * p if "attention" in str(path) else p, run.params)
+    assert float(jnp.abs(draw(run.params, key, told, 2) - draw(mute, key, told, 2)).max()) > 0
+    with pytest.raises(ValueError, match="allowed: whole multiples of 8x8"):
+        run.at(9, 8)
+    assert main(["sample", f"--workdir={trained}", "--size=big", "--out=x.png"]) == 2
+    assert "is not a side, as 128" in capsys.readouterr().err
 
 
 def test_a_stop_changes_nothing(coder, tmp_path):
