@@ -57,7 +57,8 @@ def measure(spec: str, overrides: list[tuple[str, str]], root: Path) -> dict:
     return {
         "config": spec, "overrides": dict(overrides), "seed": config.seed, "steps": outcome.step,
         "train_cpu_seconds": seconds,
-        "sampler": f"{config.sampler.kind}, {config.sampler.num_steps} steps", **provenance(),
+        "sampler": f"{config.sampler.kind}, {config.sampler.num_steps} steps" if config.path.kind != "none" else "-",
+        **provenance(),
         "figures": {key: value for key, value in figures.items() if not isinstance(value, dict)},
     }
 
