@@ -140,8 +140,8 @@ class Run(NamedTuple):
         longer, trained = max(height // across, width // down), max(known.shape[:2])
         places = [side * longer / trained for side in self.network.attention_resolutions if trained % side == 0]
         if height % across or width % down or any(place % 1 for place in places):
-            raise ValueError(f"size is {height}x{width}; allowed: whole multiples of {known.pixels[0]}x{known.pixels[1]}, and "
-                             "sides between that every feature map divides")
+            raise ValueError(f"size is {height}x{width}; allowed: whole multiples of {known.pixels[0]}x{known.pixels[1]}, "
+                             "and sides between that every feature map divides")
         shape = (height // across, width // down, known.shape[2])
         facts = known._replace(shape=shape, picture=(height, width, known.pixels[2]) if known.picture else ())
         return self._replace(facts=facts, network=self.network.clone(attention_resolutions=tuple(map(int, places))))
