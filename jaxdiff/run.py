@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -203,21 +204,24 @@ def load_run(workdir: Any, step: int | None = None, ema: bool = True) -> Run:
     params = jax.device_put(jax.device_get(params))  # uncommitted: a caller's mesh takes them as it takes fresh arrays
     known = facts_of_run(workdir)
     path = None if config.path.kind == "none" else build.path(config)
-    coder = open_latents(config, known) if config.codec.run else None
+    coder = open_latents(config, known, Path(workdir).parent) if config.codec.run else None
     return Run(config, params, path, known, build.network(config, known), restored.step, coder)
 
 
-def open_latents(config: ConfigDict, known: Facts) -> Latents:
+def open_latents(config: ConfigDict, known: Facts, beside: Path | None = None) -> Latents:
     """The latents of the autoencoder's run that `codec.run` names, scaled as `known` says.
 
+    A run that is not there is looked for by its last name in the folder `beside`, so that two runs may move together.
     Raises FileNotFoundError without such a run, ValueError for a run of another kind, of other pictures, or one that was
     trained on since `known` was written.
     """
     name = config.codec.run
-    if not training.steps(name):
+    places = [Path(name), *([beside / Path(name).name] if beside else [])]
+    found = next((place for place in places if training.steps(place)), None)
+    if found is None:
         raise FileNotFoundError(f"codec.run is {name!r}, where no trained run is; mend: train configs/autoencoder.py first, "
-                                "or --config.codec.run=DIR")
-    other = load_run(name)
+                                "--config.codec.run=DIR, or the autoencoder's run beside this one")
+    other = load_run(found)
     if build.trains(other.config) != "autoencoder":
         raise ValueError(f"codec.run is {name!r}, the run of a {build.trains(other.config)}; allowed: an autoencoder's, of "
                          "configs/autoencoder.py")

@@ -1,6 +1,7 @@
 """Latent diffusion: exact where a codec is linear or the identity, linked to its autoencoder's run, refused elsewhere."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import jax
@@ -87,7 +88,7 @@ def test_an_identity_codec_is_pixel_diffusion(tmp_path, monkeypatch):
     held = {"condition__drop": 0.1, "train__preview": 0}
     config = load("latent", "data=digits,smoke", codec__run="somewhere", codec__scale=1.0, **held)
     for where in ("codec", "run"):
-        monkeypatch.setattr(f"jaxdiff.{where}.open_latents", lambda config, known: IDENTITY)
+        monkeypatch.setattr(f"jaxdiff.{where}.open_latents", lambda *given: IDENTITY)
     fit.train(config, tmp_path / "latent", progress=False)
     fit.train(load("latent", "data=digits,smoke", codec__run="None", **held), tmp_path / "pixel", progress=False)
     one, two = load_run(tmp_path / "latent"), load_run(tmp_path / "pixel")
@@ -132,6 +133,17 @@ def test_a_latent_run_is_a_run_of_pictures(trained, coder, judge, capsys, tmp_pa
     assert "diffuses latents" in capsys.readouterr().err
     assert main(["sample", f"--workdir={trained}", "--task=inpaint", "--num=2", f"--out={tmp_path}/y.npz"]) == 2
     assert "in which no pixel can be held" in capsys.readouterr().err
+
+
+def test_two_runs_may_move_together(trained, coder, tmp_path):
+    for source, name in ((trained, "latent"), (coder, "kl")):
+        shutil.copytree(source, tmp_path / name)
+    config = tmp_path / "latent" / "config.json"
+    config.write_text(config.read_text().replace(str(coder), "somewhere/kl"))
+    assert load_run(tmp_path / "latent").latents.name == load_run(trained).latents.name
+    shutil.rmtree(tmp_path / "kl")
+    with pytest.raises(FileNotFoundError, match="or the autoencoder's run beside this one"):
+        load_run(tmp_path / "latent")
 
 
 def test_another_size_keeps_attention_where_it_was(trained, capsys):
