@@ -141,41 +141,26 @@ def trend(curve: Sequence[dict[str, Any]]) -> str:
 
 def plot(file: Path, out: Path) -> None:
     """Every figure that the rows have against the option's value, a panel each, on one page."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
     found = rows(file)
-    if not found or len({row["option"] for row in found}) != 1:
+    options = {row.get("option") for row in found}
+    if len(options) != 1 or None in options:
         raise ValueError(f"{file} has {len(found)} rows; allowed: rows of one option, from `sweep.py run`")
-    panels = [name for name in SHOWN if any(name in row["figures"] for row in found)]
-    columns = min(len(panels), 3)
-    down = -(-len(panels) // columns)
-    figure, axes = plt.subplots(down, columns, figsize=(4.2 * columns, 3.1 * down), constrained_layout=True, squeeze=False)
-    numbers = [row["value"] for row in found if isinstance(row["value"], int | float)]
-    for name, axis in zip(panels, axes.flat, strict=False):
+    panels: dict[str, dict[str, Any]] = {}
+    real = {}
+    for name, title in SHOWN.items():
         for label, curve in lines(found).items():
-            part = [row for row in curve if name in row["figures"]]
-            places = [row["value"] if len(numbers) == len(found) else str(row["value"]) for row in part]
-            height, spread = [row["figures"][name] for row in part], [standard_error(row, name) for row in part]
-            axis.errorbar(places, height, spread, fmt="o-", markersize=4, capsize=2, label=label)
-        real = next((row["figures"][REAL[name]] for row in found if REAL.get(name) in row["figures"]), None)
-        if real is not None:
-            axis.axhline(real, color="0.4", linestyle=":")
-            axis.annotate("real", (0.01, real), (0, -3), ("axes fraction", "data"), "offset points", color="0.4", va="top")
-        if len(numbers) == len(found) and min(numbers) > 0 and max(numbers) > 20 * min(numbers):
-            axis.set_xscale("log")
-        axis.set(title=SHOWN[name], xlabel=found[0]["option"])
-        axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", frameon=False)
-    evaluation.write_whole(out, lambda sink: figure.savefig(sink, format="png", dpi=110))
-    plt.close(figure)
+            points = [(row["value"], row["figures"][name], standard_error(row, name)) for row in curve
+                      if name in row["figures"]]
+            if points:
+                panels.setdefault(title, {})[label] = tuple(zip(*points, strict=True))
+        held = [row["figures"][REAL[name]] for row in found if REAL.get(name) in row["figures"]]
+        if held:
+            real[title] = held[0]
+    evaluation.save_png(out, evaluation.curves_picture(panels, found[0]["option"], real))
     print(out)
     for name, curve in lines(found).items():
-        if len(numbers) == len(found) and len(curve) > 2 and all("agreement" in row["figures"] for row in curve):
+        numbers = all(isinstance(row["value"], int | float) for row in curve)
+        if numbers and len(curve) > 2 and all("agreement" in row["figures"] for row in curve):
             print(f"{name}: {trend(curve)}")
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 
 def curves_picture(
-    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    panels: Mapping[str, Mapping[str, tuple[Sequence[Any], ...]]],
     xlabel: str,
     real: Mapping[str, float] | None = None,
     columns: int = 3,
@@ -16,8 +17,9 @@ def curves_picture(
     """Curves as a picture, uint8 `[H, W, 3]`, for `save_png`.
 
     Args:
-      panels: by the figure's name, the curves by theirs, `(x [N], y [N])` each, drawn in the order of x; None or NaN in y
-        is a gap.
+      panels: by the figure's name, the curves by theirs, `(x [N], y [N])` or `(x, y, standard errors [N])` each, drawn in
+        the order of x, or as they come where x are words; None or NaN in y is a gap. x is logarithmic where its numbers are
+        above 0 and the largest is 20 times the smallest.
       xlabel: what x is.
       real: by the figure's name, what real data gets.
 
@@ -34,12 +36,19 @@ def curves_picture(
     figure = Figure(figsize=(1 + 4 * columns, 0.6 + 3 * down), dpi=110, layout=ConstrainedLayoutEngine())
     canvas = FigureCanvasAgg(figure)
     places = figure.subplots(down, columns, squeeze=False)
+    given = [value for curves in panels.values() for x, *_ in curves.values() for value in x]
+    words = any(isinstance(value, str) for value in given)
+    wide = not words and given and min(given) > 0 and max(given) > 20 * min(given)
     for place, (name, curves) in zip(places.flat, panels.items(), strict=False):
-        for word, (x, y) in curves.items():
+        for word, (x, y, *error) in curves.items():
             if len(x) != len(y):
                 raise ValueError(f"{name} of {word} has {len(x)} places and {len(y)} values; give one value a place")
-            order = np.argsort(np.asarray(x, float))
-            place.plot(np.asarray(x, float)[order], np.asarray(y, float)[order], "o-", markersize=4, label=word)
+            order = np.arange(len(x)) if words else np.argsort(np.asarray(x, float))
+            across = np.asarray([str(value) for value in x] if words else x)[order]
+            spread = np.asarray(error[0], float)[order] if error else None
+            place.errorbar(across, np.asarray(y, float)[order], spread, fmt="o-", markersize=4, capsize=2, label=word)
+        if wide:
+            place.set_xscale("log")
         held = (real or {}).get(name)
         if held is not None:
             place.axhline(held, color="0.4", linestyle=":")

@@ -34,3 +34,21 @@ def test_panels_and_curves_add_up():
 def test_wrong_panels(panels, told):
     with pytest.raises(ValueError, match=told):
         curves_picture(panels, "s")
+
+
+def test_errors_words_and_a_wide_range_are_drawn():
+    """Error bars; words in the order in which they come; a logarithm, which gives evenly spaced octaves their places."""
+    drawn = lambda x, y, *error: curves_picture({"a": {"m": (x, y, *error)}}, "s")
+    assert not np.array_equal(drawn(X, Y), drawn(X, Y, (0.5, 0.5, 0.5)))
+    words = drawn(("b", "a", "c"), Y)
+    assert not np.array_equal(words, drawn(("a", "b", "c"), (Y[1], Y[0], Y[2])))
+
+    def middle(x):
+        """Where between the ends the peak stands."""
+        picture = drawn(x, (0.0, 1.0, 0.0))[:-60]  # without the legend
+        rows, columns = np.nonzero((picture[..., 2] > 150) & (picture[..., 0] < 60))
+        return (columns[rows == rows.min()].mean() - columns.min()) / (columns.max() - columns.min())
+
+    assert middle((1.0, 8.0, 64.0)) == pytest.approx(0.5, abs=0.02)
+    assert middle((1.0, 32.5, 64.0)) == pytest.approx(np.log(32.5) / np.log(64), abs=0.02)
+    assert middle((1.0, 8.0, 15.0)) == pytest.approx(0.5, abs=0.02)  # not wide
