@@ -133,7 +133,9 @@ def best(found: Sequence[dict[str, Any]], given: str) -> float:
 
 
 def spread(values: Sequence[float]) -> str:
-    return f"{np.median(values):.3f} ({min(values):.3f} to {max(values):.3f})" if values else "-"
+    if len(values) < 2:
+        return f"{values[0]:.3f}" if values else "-"
+    return f"{np.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
@@ -169,8 +171,9 @@ def plot(file: Path, out: Path) -> None:
         levels = sorted({row["s"] for row in found if row.get("given") == given and row["variant"] == "gaussian"})
         curves[name] = (levels, [float(np.median(frechet(found, variant="gaussian", given=given, s=s))) for s in levels])
     ends = [0.0, max(row["s"] for row in found if "s" in row)]
-    for name, asked in {"no cascade": {"variant": "no cascade"}, "trained without augmentation": {"variant": "none"},
-                        "trained with blur": {"variant": "blur"}}.items():
+    for name, asked in {"no cascade": {"variant": "no cascade"},
+                        "trained without augmentation": {"variant": "none", "given": "noised"},
+                        "trained with blur": {"variant": "blur", "given": "noised"}}.items():
         curves[name] = (ends, [float(np.median(frechet(found, **asked)))] * 2)
     floor = float(np.median([row["figures"]["frechet_floor"] for row in found]))
     evaluation.save_png(out, evaluation.curves_picture({"Frechet distance": curves}, "s", {"Frechet distance": floor}))

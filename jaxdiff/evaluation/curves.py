@@ -33,7 +33,7 @@ def curves_picture(
         raise ValueError("no figures came in; give at least one panel, panels[figure][curve] = (x, y)")
     columns = min(columns, len(panels))
     down = -(-len(panels) // columns)
-    figure = Figure(figsize=(1 + 4 * columns, 0.6 + 3 * down), dpi=110, layout=ConstrainedLayoutEngine())
+    figure = Figure(figsize=(max(6.5, 1 + 4 * columns), 0.6 + 3 * down), dpi=110, layout=ConstrainedLayoutEngine())
     canvas = FigureCanvasAgg(figure)
     places = figure.subplots(down, columns, squeeze=False)
     given = [value for curves in panels.values() for x, *_ in curves.values() for value in x]
@@ -60,6 +60,7 @@ def curves_picture(
     for place in places.flat[len(panels) :]:
         place.set_visible(False)
     named = {word: line for place in places.flat for line, word in zip(*place.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(named.values()), list(named), loc="outside lower center", frameon=False, ncols=min(len(named), 4))
+    beside = min(len(named), columns + 1)
+    figure.legend(list(named.values()), list(named), loc="outside lower center", frameon=False, ncols=beside)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]
