@@ -42,8 +42,8 @@ class Run(NamedTuple):
     def _must_denoise(self) -> None:
         kind = build.trains(self.config)
         if kind in ("classifier", "autoencoder"):
-            raise ValueError(f"the run {self.config.name!r} is of the kind {kind}, with nothing to sample; allowed: the run "
-                             "of a denoiser")
+            raise ValueError(f"the run {self.config.name!r} is {'an' if kind[0] == 'a' else 'a'} {kind}, with nothing to "
+                             "sample; allowed: the run of a denoiser")
 
     def denoiser(self, params: Params, cond: Cond = None) -> Denoiser:
         """`(key, x_t, t, cond) -> Prediction`; `cond` here is what it is told when the caller gives none."""

@@ -70,8 +70,8 @@ def test_commands(trained, tmp_path, capsys):
     height, width = Image.open(trained / "evaluation" / "step_000004.png").size[::-1]
     assert height > 12 * 28 / 2 and width >= 2 * 28
     for words, line in (
-        (["sample", "--num=2", f"--out={tmp_path}/x.png"], "of the kind autoencoder, with nothing to sample"),
-        (["likelihood"], "of the kind autoencoder"),
+        (["sample", "--num=2", f"--out={tmp_path}/x.png"], "is an autoencoder, with nothing to sample"),
+        (["likelihood"], "is an autoencoder, with nothing to sample"),
         (["evaluate", "--steps=3"], "an autoencoder, which is not sampled"),
         (["evaluate", "--metrics=agreement"], "allowed for an autoencoder: psnr"),
         (["evaluate", "--metrics=lpips"], "mend: --lpips=FILE"),
