@@ -7,6 +7,7 @@ features of a classifier's run, LPIPS's form on a network of one's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -49,6 +50,11 @@ def linked(config: ConfigDict, known: Facts, workdir: Any) -> tuple[Facts, Laten
 
     The scale is `codec.scale`, or measured on 1,000 training pictures; a run that goes on keeps its own.
     """
+    begun = training.steps(workdir) and (Path(workdir) / "data.json").exists()  # lost, it is written again
+    held = facts_of_run(workdir) if begun else None
+    if held is not None and bool(held.codec) != bool(config.codec.run):
+        raise ValueError(f"codec.run is {config.codec.run!r}, and the run in {str(workdir)!r} diffuses "
+                         f"{'latents' if held.codec else 'pixels'}; mend: codec.run as it was, or another workdir")
     if not config.codec.run:
         return known, None
     if known.kind != "image" or build.trains(config) != "denoiser" or build.joint(config):
@@ -57,14 +63,16 @@ def linked(config: ConfigDict, known: Facts, workdir: Any) -> tuple[Facts, Laten
     if config.loss.kind != "denoising":
         raise ValueError(f"loss.kind is {config.loss.kind!r}, a bound on grey levels, and latents have none; mend: "
                          "loss.kind=denoising")
+    if known.condition and not known.low_res:
+        raise ValueError(f"task.kind is {config.task.kind!r}, whose picture has the size of x, and latents are smaller; "
+                         "allowed: none or low_res")
     known = known._replace(picture=known.shape, levels=0)
-    if training.steps(workdir):
-        held = facts_of_run(workdir)
+    if held is not None:
         known = known._replace(scale=held.scale, codec=held.codec)
     elif config.codec.scale:
         known = known._replace(scale=config.codec.scale)
     coder = open_latents(config, known)
-    if not (training.steps(workdir) or config.codec.scale):
+    if held is None and not config.codec.scale:
         known = known._replace(scale=unit_scale(coder, build.examples(config, known, "train", 1000)["x"]))
         coder = open_latents(config, known)
     return known._replace(shape=shape_of(coder, known.picture), codec=coder.name), coder

@@ -181,11 +181,21 @@ def test_a_stop_changes_nothing(coder, tmp_path):
     ({"data__channels": 3}, "with 1 channels, and these have 3"),
     ({"data__size": 9}, "multiples of 2"),
     ({"estimator__kind": "cdiffe", "task__kind": "sr"}, "whose condition is not diffused"),
+    ({"task__kind": "sr"}, "whose picture has the size of x, and latents are smaller"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(coder, overrides, line, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=line):
         fit.train(load("latent", "data=digits,smoke", **{"codec__run": coder, **overrides}), tmp_path / "x", progress=False)
     assert not (tmp_path / "x").exists()
+
+
+def test_pixels_and_latents_do_not_change_places(trained, coder, judge, tmp_path):
+    """`codec.run` may change, as an autoencoder's run may move; whether there is one may not."""
+    with pytest.raises(ValueError, match=r"diffuses latents; mend: codec.run as it was"):
+        fit.train(latent("None", evaluate__classifier=judge), trained, progress=False)
+    fit.train(latent("None", train__preview=0), tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"diffuses pixels; mend: codec.run as it was"):
+        fit.train(latent(coder, train__preview=0), tmp_path, progress=False)
 
 
 def test_a_codec_must_stay_what_it_was(trained, judge, tmp_path):
