@@ -7,7 +7,6 @@ held-out ones bounds what it can tell.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from ml_collections import ConfigDict
 
 from jaxdiff import build, configfile, evaluation, fit, guidance, sde, tables, training
 from jaxdiff.run import Run, load_run
+from jaxdiff.trees import fingerprint
 from jaxdiff.types import Array
 
 
@@ -75,8 +75,7 @@ def from_run(run: Run) -> Judge:
     features = jax.jit(lambda x: run.network.apply({"params": run.params}, x, method="features"))
     x, y = _held_out(run)
     accuracy = evaluation.accuracy(evaluation.extract(logits, x), y)
-    digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(run.params))).hexdigest()[:12]
-    name = f"classifier {digest} of {run.config.data.source}, step {run.step}"  # no two classifiers share a name
+    name = f"classifier {fingerprint(run.params)} of {run.config.data.source}, step {run.step}"  # no two classifiers share a name
     return Judge(logits, features, accuracy, len(y), name)
 
 

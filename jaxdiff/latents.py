@@ -8,7 +8,6 @@ autoencoder's z is drawn from its moments at every step; a codebook's is taken b
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.networks.autoencoder import sample_moments
+from jaxdiff.trees import fingerprint
 from jaxdiff.types import Array, Key, Params
 
 
 class Latents(NamedTuple):
     """`encode(keys [B], x [B, H, W, C]) -> z [B, h, w, c]`, in unit deviation, and `decode(z) -> x` in [-1, 1].
 
-    name: the fingerprint of the autoencoder's parameters, 12 hexadecimal digits. scale: see the module's head.
+    name: the fingerprint of the autoencoder's parameters (`trees.fingerprint`). scale: see the module's head.
     """
 
     encode: Callable[[Key, Array], Array]
@@ -43,11 +43,6 @@ def of_network(net: Any, params: Params, scale: float = 1.0) -> Latents:
         return jnp.clip(net.apply({"params": params}, z / scale, method="decode"), -1, 1)
 
     return Latents(encode, decode, fingerprint(params), scale)
-
-
-def fingerprint(params: Params) -> str:
-    """12 hexadecimal digits of the SHA-256 of all parameters: another training has others."""
-    return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))).hexdigest()[:12]
 
 
 def shape_of(latents: Latents, shape: tuple[int, ...]) -> tuple[int, ...]:

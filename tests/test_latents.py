@@ -13,8 +13,9 @@ import jaxdiff as jd
 from jaxdiff import build, configfile, fit, score, training
 from jaxdiff.cascade import Codec, Stage, sample_cascade
 from jaxdiff.cli import main
-from jaxdiff.latents import Latents, fingerprint, of_network, shape_of, unit_scale
+from jaxdiff.latents import Latents, of_network, shape_of, unit_scale
 from jaxdiff.run import load_run, open_latents
+from jaxdiff.trees import fingerprint
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
