@@ -21,6 +21,7 @@ from jaxdiff.cascade import Cut, Stage, cut, sample_cascade
 from jaxdiff.facts import labels_from_text
 from jaxdiff.run import Run, load_run
 from jaxdiff.stages import check_linked, stage_of
+from jaxdiff.trees import fingerprint
 from jaxdiff.types import Array, Key, Params
 
 # sections of a run's config that decide what its params draw
@@ -135,15 +136,11 @@ def words(cascade: Cascade, order: Order) -> dict[str, Any]:
         drawing = {name: part for name, part in run.config.to_dict().items() if name in DRAWING}
         found[f"stage_{k}"] = {
             "config": run.config.name, "step": run.step,
-            "params": _digest(*(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(run.params))),
-            "settings": _digest(json.dumps(drawing, sort_keys=True, default=str).encode()),
+            "params": fingerprint(run.params),
+            "settings": hashlib.sha256(json.dumps(drawing, sort_keys=True, default=str).encode()).hexdigest()[:12],
             **how,
         }
     return found | order._asdict()
-
-
-def _digest(*parts: bytes) -> str:
-    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 
 
 def drawer(cascade: Cascade, order: Order, hand_over: bool = False) -> Callable[[int], dict[str, np.ndarray]]:

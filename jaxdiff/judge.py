@@ -75,7 +75,8 @@ def from_run(run: Run) -> Judge:
     features = jax.jit(lambda x: run.network.apply({"params": run.params}, x, method="features"))
     x, y = _held_out(run)
     accuracy = evaluation.accuracy(evaluation.extract(logits, x), y)
-    name = f"classifier {fingerprint(run.params)} of {run.config.data.source}, step {run.step}"  # no two classifiers share a name
+    # no two classifiers share a name
+    name = f"classifier {fingerprint(run.params)} of {run.config.data.source}, step {run.step}"
     return Judge(logits, features, accuracy, len(y), name)
 
 
