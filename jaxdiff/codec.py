@@ -112,7 +112,6 @@ def perceptual(config: ConfigDict) -> Callable[[Array, Array], Array] | None:
                          "classifier of clean pictures, from configs/classifier.py")
 
     def features(x: Array) -> Array:
-        found = run.network.apply({"params": run.params}, x, method="features")
-        return found / jnp.sqrt(jnp.maximum((found**2).sum(-1, keepdims=True), 1e-12))  # no NaN gradient at 0
+        return evaluation.unit_length(run.network.apply({"params": run.params}, x, method="features"))
 
     return lambda x, x_hat: ((features(x) - features(x_hat)) ** 2).sum(-1)

@@ -72,8 +72,10 @@ def operator_of(config: ConfigDict) -> Any:
     return None if chosen is None else chosen.operator
 
 
-def check_metrics(config: ConfigDict, shape: Sequence[int], metrics: Sequence[str]) -> tuple[str, ...]:
-    """The metrics asked for, or all that this run can give for pictures of `shape` (H, W, C)."""
+def check_metrics(
+    config: ConfigDict, shape: Sequence[int], metrics: Sequence[str], allowed: Sequence[str] = PAIRED_METRICS,
+) -> tuple[str, ...]:
+    """The metrics asked for, of those `allowed`, or all that this run can give for pictures of `shape` (H, W, C)."""
     part = config.evaluate
     features = part.inception or part.classifier or build.source(config, "train").num_classes
     blind = (not features, "pictures without classes need Inception's features; mend: --inception=FILE, its weights")
@@ -81,11 +83,12 @@ def check_metrics(config: ConfigDict, shape: Sequence[int], metrics: Sequence[st
                "lpips": (not part.lpips, "mend: --lpips=FILE, weights of its network"),
                "consistency": (operator_of(config) is None, "nobody knows the operator of pairs"),
                "ssim": (min(shape[:2]) < 11, "it needs pictures of 11 pixels or more"),
-               "diversity": (part.draws < 2, "mend: --draws=2 or more")}
-    possible = [name for name in PAIRED_METRICS if not missing.get(name, (False,))[0]]
+               "diversity": (part.draws < 2, "mend: --draws=2 or more"),
+               "codebook": (not config.network.num_codes, "this autoencoder has no codebook")}
+    possible = [name for name in allowed if not missing.get(name, (False,))[0]]
     for name in metrics:
-        if name not in PAIRED_METRICS:
-            raise ValueError(f"metric is {name!r}; allowed for this run: {', '.join(PAIRED_METRICS)}")
+        if name not in allowed:
+            raise ValueError(f"metric is {name!r}; allowed for this run: {', '.join(allowed)}")
         if name not in possible:
             raise ValueError(f"metric {name!r} cannot be had here; {missing[name][1]}")
     return tuple(metrics) or tuple(possible)

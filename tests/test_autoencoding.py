@@ -73,7 +73,7 @@ def test_commands(trained, tmp_path, capsys):
         (["sample", "--num=2", f"--out={tmp_path}/x.png"], "is an autoencoder, with nothing to sample"),
         (["likelihood"], "is an autoencoder, with nothing to sample"),
         (["evaluate", "--steps=3"], "an autoencoder, which is not sampled"),
-        (["evaluate", "--metrics=agreement"], "allowed for an autoencoder: psnr"),
+        (["evaluate", "--metrics=agreement"], "allowed for this run: psnr, ssim, lpips, feature"),
         (["evaluate", "--metrics=lpips"], "mend: --lpips=FILE"),
     ):
         assert main([words[0], f"--workdir={trained}", *words[1:]]) == 2, words

@@ -33,7 +33,7 @@ MAY = {
 }
 # the floors above may import all that is below them, in this order
 TOP = ["tables", "configfile", "facts", "build", "latents", "guiding", "run", "codec", "objective", "stages", "fit", "judge",
-       "autoencoding", "cas", "realism", "inverse", "score", "stream", "cascading", "sweeping",
+       "cas", "realism", "inverse", "autoencoding", "score", "stream", "cascading", "sweeping",
        "cascade_likelihood", "benchmark", "commands", "grammar", "cli"]
 HOMES = {
     "flax": {"networks", "evaluation"},
@@ -45,7 +45,7 @@ HOMES = {
     "tensorflow_datasets": {"data"},
     "tensorflow": {"data"},
     "diffrax": {"samplers", "observe"},
-    "ml_collections": {"tables", "configfile", "build", "run", "codec", "objective", "fit", "judge", "autoencoding", "cas",
+    "ml_collections": {"tables", "configfile", "build", "run", "codec", "objective", "fit", "judge", "cas",
                        "inverse", "score", "benchmark", "cli"},
 }
 

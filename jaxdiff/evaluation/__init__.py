@@ -47,7 +47,7 @@ from jaxdiff.evaluation.images import (
     write_json,
     write_whole,
 )
-from jaxdiff.evaluation.lpips import lpips_distance
+from jaxdiff.evaluation.lpips import lpips_distance, unit_length
 from jaxdiff.evaluation.paired import consistency, diversity, feature_distance, joint_frechet, paired_report
 from jaxdiff.evaluation.points import Modes, mode_report, point_report
 from jaxdiff.evaluation.scatter import Panel, scatter_picture, scatter_table
@@ -105,6 +105,7 @@ __all__ = [
     "streaming_moments",
     "to_rgb",
     "to_uint8",
+    "unit_length",
     "write_json",
     "write_whole",
 ]

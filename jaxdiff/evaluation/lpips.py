@@ -60,7 +60,7 @@ def enlarged(images: Array) -> Array:
     return jax.image.resize(images, (batch, height * factor, width * factor, channels), "bilinear")
 
 
-def _unit(x: Array) -> Array:
+def unit_length(x: Array) -> Array:
     """`x` over its length along channels; the bound below the root keeps the gradient of an all-zero pixel finite."""
     return x / (jnp.sqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-20)) + 1e-10)
 
@@ -90,7 +90,7 @@ def lpips_distance(
         taps: Any = module.apply({"params": params}, (both - jnp.array(SHIFT)) / jnp.array(SCALE))
         total = jnp.zeros(len(a), jnp.float32)
         for tap, weight in zip(taps, weights, strict=True):
-            of_a, of_b = jnp.split(_unit(tap), 2)
+            of_a, of_b = jnp.split(unit_length(tap), 2)
             total += jnp.mean(jnp.sum(weight * (of_a - of_b) ** 2, -1), (1, 2))
         return total
 
