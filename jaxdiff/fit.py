@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdiff import build, codec, data, evaluation, objective, training
+from jaxdiff import build, codec, data, evaluation, objective, tables, training
 from jaxdiff.facts import Facts, write_facts
 from jaxdiff.latents import Latents
 from jaxdiff.run import Run
@@ -68,6 +68,7 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
         preview=_preview(config, net, known, parts.state, coder),
         config=saved,
         may_change=MAY_CHANGE,
+        defaults=tables.base().to_dict(),
         schedules=parts.schedules,
         examples_per_step=config.data.batch_size,
         steps_per_dispatch=config.train.steps_per_dispatch,
@@ -82,7 +83,7 @@ def _check(config: ConfigDict, workdir: Any, saved: dict[str, Any]) -> None:
     if Path(workdir).exists() and not Path(workdir).is_dir():
         raise NotADirectoryError(f"workdir is {str(workdir)!r}, a file; allowed: a directory, or a new name")
     if training.steps(workdir):
-        training.check_config(workdir, saved, MAY_CHANGE)
+        training.check_config(workdir, saved, MAY_CHANGE, tables.base().to_dict())
     for name, least in {"steps": 1, "keep": 1, "preview": 0}.items():
         if part[name] < least:
             raise ValueError(f"train.{name} is {part[name]}; allowed: {least} or more")

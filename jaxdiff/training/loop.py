@@ -68,6 +68,7 @@ def train(
     preview: Callable[[TrainState, int], Sequence[tuple[str, np.ndarray]]] | None = None,
     config: Mapping[str, Any] | None = None,
     may_change: Sequence[str] = (),
+    defaults: Mapping[str, Any] = {},
     schedules: Mapping[str, Callable[[int], Any]] | None = None,
     examples_per_step: int | None = None,
     steps_per_dispatch: int = 1,
@@ -81,7 +82,7 @@ def train(
     evaluate, preview: called on every process with the state at steps divisible by `eval_every` and at the last one;
         scalars are logged as "eval/<name>", images (uint8 [H, W, C]) go to samples/ and TensorBoard.
     best_metric: a logged name, such as "eval/fid", whose best checkpoint stays; then every evaluation is saved.
-    config, may_change: see `rundir.check_config`. schedules: logged as "schedule/<name>" at each log step.
+    config, may_change, defaults: see `rundir.check_config`. schedules: logged as "schedule/<name>" at each log step.
     steps_per_dispatch: steps that one call of the device runs; it must divide `steps` and the three intervals.
     mesh: train over its devices, state replicated and batches split.
 
@@ -93,7 +94,7 @@ def train(
     config = dict(config or {})
     found = saved_steps(workdir)
     if found:
-        check_config(workdir, config, may_change)
+        check_config(workdir, config, may_change, defaults)
     if mesh is not None:
         state = replicate(state, mesh)
     start = 0

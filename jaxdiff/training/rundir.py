@@ -52,17 +52,20 @@ def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
         ) from None
 
 
-def check_config(workdir: str | os.PathLike, config: Mapping[str, Any], may_change: Sequence[str] = ()) -> None:
+def check_config(
+    workdir: str | os.PathLike, config: Mapping[str, Any], may_change: Sequence[str] = (), defaults: Mapping[str, Any] = {}
+) -> None:
     """Refuse to resume a run under another configuration.
 
-    `may_change` lists dotted keys that may differ; a key allows everything below it ("log" allows "log.every").
+    `may_change` lists dotted keys that may differ; a key allows everything below it ("log" allows "log.every"). `defaults`
+    is a configuration whose values stand for keys that the run, of an older version, does not hold.
     Raises ValueError naming the first key that differs, both values and the way out. Without `config.json` all is well.
     """
     path = Path(workdir) / "config.json"
     if not path.exists():
         return
     try:
-        was = _flat(json.loads(path.read_text()))
+        was = (_flat(as_json(defaults)) if defaults else {}) | _flat(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}); restore it, or train into another workdir") from None
     now = _flat(as_json(config))

@@ -206,6 +206,11 @@ def test_config_check(tmp_path):
     with pytest.raises(ValueError, match=r"net\.width=64, and this one asks for 32") as caught:
         check_config(tmp_path, {**was, "net": {"width": 32, "mult": [1, 2]}})
     assert "\n" not in str(caught.value)
+    newer = {**was, "net": {**was["net"], "depth": 5}}  # the run was begun before this key was there
+    check_config(tmp_path, newer, defaults={"net": {"depth": 5, "width": 1}})
+    for defaults in ({}, {"net": {"depth": 7}}):
+        with pytest.raises(ValueError, match=r"net\.depth=.*, and this one asks for 5"):
+            check_config(tmp_path, newer, defaults=defaults)
     with pytest.raises(ValueError, match="asks for 'absent'"):
         check_config(tmp_path, {"net": was["net"]})
     with pytest.raises(ValueError, match="cannot be written as JSON"):
