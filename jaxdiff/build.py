@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdiff import data, tables
+from jaxdiff import data, networks, tables
 from jaxdiff.augmentation import Augmentation
 from jaxdiff.denoiser import stacked, with_latent
 from jaxdiff.facts import Facts
@@ -96,7 +96,14 @@ def batch_keys(config: ConfigDict, known: Facts) -> dict[str, tuple[int, ...]]:
         keys["image"] = known.condition
     if known.masked and config.condition.mask:
         keys["mask"] = (*known.shape[:2], 1)
+    if known.text:
+        keys |= {"tokens" if known.vocab else "text": known.text[:1] if known.vocab else known.text, "text_mask": known.text[:1]}
     return keys
+
+
+def dtype_of(name: str) -> Any:
+    """The dtype of what stands under `name` in a batch."""
+    return {"index": np.int32, "label": np.int32, "tokens": np.int32, "text_mask": np.bool_}.get(name, np.float32)
 
 
 def draw_low_res(config: ConfigDict) -> Callable[[Key, Mapping[str, Any]], dict[str, Any]]:
@@ -129,8 +136,10 @@ def preprocess(config: ConfigDict, known: Facts) -> data.Preprocess:
     return data.Preprocess(shape, part.resize, part.crop, part.resample, part.flip, part.scale)
 
 
-def pipeline(config: ConfigDict, records: data.Source, batch_size: int | None = None) -> data.Pipeline:
-    """Batches of examples, shuffled by the seed, this process's share of each."""
+def pipeline(
+    config: ConfigDict, records: data.Source, batch_size: int | None = None, tokenize: data.Tokenize | None = None
+) -> data.Pipeline:
+    """Batches of examples, shuffled by the seed, this process's share of each; with `tokenize` their captions' tokens."""
     return data.pipeline(
         records,
         config.data.batch_size if batch_size is None else batch_size,
@@ -140,6 +149,7 @@ def pipeline(config: ConfigDict, records: data.Source, batch_size: int | None = 
         process_count=jax.process_count(),
         num_threads=config.data.num_threads,
         task=task(config),
+        tokenize=tokenize,
     )
 
 
@@ -198,6 +208,12 @@ def network(config: ConfigDict, known: Facts) -> Any:
         if part["kind"] == "unet":
             extra |= {"image": bool(known.condition) and not joint(config) and not known.low_res,
                       "mask": "mask" in batch_keys(config, known)}
+            if known.text:
+                extra["text_dim"] = known.text[1]
+            if known.vocab:
+                told = config.text
+                extra["text_encoder"] = networks.TextEncoder(known.vocab, max_length=told.length, width=told.width,
+                                                             layers=told.layers, heads=told.heads)
             if known.low_res:
                 extra |= {"low_res": part.pop("low_res") or "bilinear", "low_res_t": config.augmentation.kind == "gaussian"}
     return tables.make(tables.NETWORKS, part, "network", "network", **extra)
@@ -281,8 +297,7 @@ def init_discriminator(config: ConfigDict, net: Any, known: Facts, key: Key) -> 
 def _shown(x: Sequence[tuple[int, ...]], keys: dict[str, tuple[int, ...]]) -> tuple[Array, Array, Any]:
     """What a network is called with: variables of shapes `x`, channels side by side, a time, and `keys` as its condition."""
     seen = jnp.concatenate([jnp.zeros((2, *shape)) for shape in x], axis=-1)
-    cond = {name: jnp.zeros((2, *shape), jnp.int32 if name == "label" else jnp.float32) for name, shape in keys.items()
-            if name not in ("x", "index")}
+    cond = {name: jnp.zeros((2, *shape), dtype_of(name)) for name, shape in keys.items() if name not in ("x", "index")}
     return seen, jnp.ones(2), cond or None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,9 @@ class Facts(NamedTuple):
     picture: tuple[int, ...] = ()  # shape of the pictures whose latents have `shape`; () where x is the picture itself
     scale: float = 1.0  # of the latents
     codec: str = ""  # fingerprint of their autoencoder
+    text: tuple[int, ...] = ()  # (L, D): tokens of a caption, and channels of each as the network reads it; () without
+    vocab: int = 0  # of the text encoder that is learned with the network; 0: the embeddings come from a frozen one
+    encoder: str = ""  # fingerprint of the frozen one
 
     @property
     def pixels(self) -> tuple[int, ...]:
@@ -78,7 +82,8 @@ def check_labels(label: Any, known: Facts) -> None:
 def check_condition(cond: Any, known: Facts, num: int) -> None:
     """Refuse a condition picture or mask of the wrong shape or range, and one that is missing or has no place."""
     given = {name: value for name, value in (cond or {}).items() if value is not None}
-    allowed = ("label", "image", "mask")
+    allowed = ("label", "image", "mask", "text", "text_mask")
+    _check_text(given, known, num)
     for name in given:
         if name not in allowed:
             raise ValueError(f"cond has {name!r}; allowed: {', '.join(allowed)}")
@@ -104,6 +109,21 @@ def check_condition(cond: Any, known: Facts, num: int) -> None:
             raise ValueError(f"cond[{name!r}] goes from {values.min():g} to {values.max():g}; allowed: {low} to 1")
         if name == "mask" and (values > 0.5).all((1, 2, 3)).any():
             raise ValueError("cond['mask'] hides everything of a picture; allowed: some known pixels, 0 in the mask")
+
+
+def _check_text(given: Mapping[str, Any], known: Facts, num: int) -> None:
+    """Refuse embeddings of texts in a run without, and those of other shapes."""
+    if "text" not in given:
+        if "text_mask" in given:
+            raise ValueError("cond has 'text_mask' without 'text', to which it belongs; mend: both, as run.read gives them")
+        return
+    if not known.text:
+        raise ValueError("cond has 'text', and this run was trained without captions; mend: leave it out")
+    shape = jnp.shape(given["text"])
+    if len(shape) != 3 or shape[0] != num or shape[2] != known.text[1]:
+        raise ValueError(f"cond['text'] has shape {shape}; allowed: ({num}, L, {known.text[1]}), as run.read gives it")
+    if "text_mask" in given and jnp.shape(given["text_mask"]) != shape[:2]:
+        raise ValueError(f"cond['text_mask'] has shape {jnp.shape(given['text_mask'])}; allowed: {shape[:2]}, as cond['text']")
 
 
 def labels_from_text(text: str, num: int, known: Facts) -> np.ndarray:

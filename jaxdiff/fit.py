@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdiff import build, codec, data, evaluation, objective, tables, training
+from jaxdiff import build, codec, data, evaluation, objective, prompts, tables, training
 from jaxdiff.facts import Facts, write_facts
 from jaxdiff.latents import Latents
 from jaxdiff.run import Run
@@ -34,21 +34,24 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
     saved = config.to_dict()
     _check(config, workdir, saved)
     records = build.source(config, "train")
-    known, coder = codec.linked(config, build.facts(config, records), workdir)
+    known, reader = prompts.linked(config, build.facts(config, records), records, workdir)
+    known, coder = codec.linked(config, known, workdir)
     net = build.network(config, known)
     parts = objective.train_step(config, net, known)
-    pipe = build.pipeline(config, records)
+    pipe = build.pipeline(config, records, tokenize=reader and reader.tokens)
     mesh = training.data_mesh() if jax.device_count() > 1 else None
     wanted = build.batch_keys(config, known)
-    example = {name: jax.ShapeDtypeStruct((config.data.batch_size, *shape),
-                                          np.int32 if name in ("index", "label") else np.float32)
+    example = {name: jax.ShapeDtypeStruct((config.data.batch_size, *shape), build.dtype_of(name))
                for name, shape in wanted.items()}
     jax.eval_shape(parts.step, parts.state, example)  # parts that do not fit say so now; the loop reuses the trace
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
         if jax.process_index() == 0:  # here the loop has checked its own words and written config.json
             write_facts(workdir, known)
-        chosen = ({name: batch[name] for name in wanted} for batch in pipe.batches(start))
+            if reader is not None:
+                prompts.write(workdir, reader)
+        read = pipe.batches(start) if reader is None else prompts.told(pipe.batches(start), reader)
+        chosen = ({name: batch[name] for name in wanted} for batch in read)
         placed = chosen if mesh is not None else data.on_device(chosen)
         return placed if coder is None else codec.encoded(placed, coder, config.seed, start)
 
@@ -64,8 +67,8 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
         keep=config.train.keep,
         best_metric=config.train.best_metric,
         best_mode=config.train.best_mode,
-        evaluate=_validation(config, net, known, coder),
-        preview=_preview(config, net, known, parts.state, coder),
+        evaluate=_validation(config, net, known, coder, reader),
+        preview=_preview(config, net, known, parts.state, coder, reader),
         config=saved,
         may_change=MAY_CHANGE,
         defaults=tables.base().to_dict(),
@@ -95,7 +98,7 @@ def _check(config: ConfigDict, workdir: Any, saved: dict[str, Any]) -> None:
                          f"({jax.device_count()} devices x accumulate {part.accumulate})")
 
 
-def _validation(config: ConfigDict, net: Any, known: Facts, coder: Latents | None) -> Any:
+def _validation(config: ConfigDict, net: Any, known: Facts, coder: Latents | None, reader: prompts.Reader | None) -> Any:
     """The loss of the averaged parameters on the validation split, where the source was told to keep one."""
     if not dict(config.data.options).get("validation"):
         if config.train.best_metric:
@@ -104,13 +107,14 @@ def _validation(config: ConfigDict, net: Any, known: Facts, coder: Latents | Non
         return None
     name = build.trains(config)
     loss = objective.loss(config, net, known).losses[name]
-    pipe = build.pipeline(config, build.source(config, "validation"))
+    pipe = build.pipeline(config, build.source(config, "validation"), tokenize=reader and reader.tokens)
     run = jax.jit(lambda params, state, batch, key: loss(params, state, key, batch, 0)[1].metrics)
     wanted = build.batch_keys(config, known)
 
     def evaluate(state: training.TrainState, step: int) -> dict[str, float]:
         rows, params = [], {**state.params, name: state.ema[name]["ema"]}
-        batches = ({key: batch[key] for key in wanted} for batch in pipe.epoch())
+        read = pipe.epoch() if reader is None else prompts.told(pipe.epoch(), reader)
+        batches = ({key: batch[key] for key in wanted} for batch in read)
         for i, batch in enumerate(batches if coder is None else codec.encoded(batches, coder, config.seed)):
             rows.append((len(batch["x"]), run(params, state.state, batch, jax.random.fold_in(jax.random.key(0), i))))
         total = sum(n for n, _ in rows)
@@ -119,7 +123,10 @@ def _validation(config: ConfigDict, net: Any, known: Facts, coder: Latents | Non
     return evaluate
 
 
-def _preview(config: ConfigDict, net: Any, known: Facts, state: training.TrainState, coder: Latents | None) -> Any:
+def _preview(
+    config: ConfigDict, net: Any, known: Facts, state: training.TrainState, coder: Latents | None,
+    reader: prompts.Reader | None,
+) -> Any:
     """A picture of samples of the averaged parameters, classes in turn, the same noise at every evaluation."""
     num = config.train.preview
     name = build.trains(config)
@@ -127,10 +134,13 @@ def _preview(config: ConfigDict, net: Any, known: Facts, state: training.TrainSt
         return None
     if name == "autoencoder":
         return codec.preview(config, net, known, lambda state: state.ema[name]["ema"])
-    run = Run(config, None, build.path(config), known, net, 0, coder)
+    run = Run(config, None, build.path(config), known, net, 0, coder, reader)
     draw = jax.jit(run.sampler(), static_argnums=3)
-    cond: Any = {"label": jnp.arange(num) % known.num_classes} if known.num_classes else None
+    cond: Any = {"label": jnp.arange(num) % known.num_classes} if known.num_classes else {}
     beside: Any = None
+    captions: list[str] = []
+    if known.text:
+        captions = np.resize(data.captions(build.source(config, "test")), num).tolist()
     if known.condition:
         rows = max(1, num // 4)  # four draws of each condition
         beside, num = build.examples(config, known, "test", rows), 4 * rows
@@ -138,18 +148,26 @@ def _preview(config: ConfigDict, net: Any, known: Facts, state: training.TrainSt
                 if name in build.batch_keys(config, known)}
     elif known.kind != "image":
         beside = {"x": np.asarray(data.preview(build.source(config, "test"), 5000)["x"])}
-    draw.eval_shape(state.ema[name]["ema"], state.key, cond, num)  # as above
+
+    def asked(params: Any) -> Any:
+        return {**cond, **(run._replace(params=params).read(captions) if captions else {})} or None
+
+    draw.eval_shape(state.ema[name]["ema"], state.key, asked(state.ema[name]["ema"]), num)  # as above
 
     def preview(state: training.TrainState, step: int) -> list[tuple[str, np.ndarray]]:
-        samples = draw(state.ema[name]["ema"], jax.random.key(config.seed), cond, num)
-        return [("samples", picture(np.asarray(samples), known, beside))]
+        params = state.ema[name]["ema"]
+        samples = draw(params, jax.random.key(config.seed), asked(params), num)
+        return [("samples", picture(np.asarray(samples), known, {"caption": captions} if captions else beside))]
 
     return preview
 
 
 def picture(samples: np.ndarray, known: Facts, beside: dict[str, np.ndarray] | None = None) -> np.ndarray:
     """Samples as a picture: a grid of images (a column a class, where there are up to 20), real | samples as dots, or
-    condition | draws | truth where `beside` holds the conditions `image` `[N, ...]`, for K N samples."""
+    condition | draws | truth where `beside` holds the conditions `image` `[N, ...]`, for K N samples; where it holds
+    `caption`, a text for each, a grid with these."""
+    if beside is not None and "caption" in beside:
+        return evaluation.captioned_grid(samples, list(beside["caption"]))
     if beside is not None and "image" in beside:
         draws = samples.reshape(-1, len(beside["image"]), *samples.shape[1:])
         return evaluation.condition_picture(beside["image"], draws, beside.get("x"))

@@ -43,6 +43,7 @@ def _other(name: str, directory: str, guided: Any, load: Callable[..., Any], wha
                              (("shape", "shape"), ("classes", "num_classes"), ("autoencoder", "codec"))}
     if name != "classifier":
         pairs["condition"] = (run.facts.condition, guided.facts.condition)
+        pairs["text encoder"] = (run.facts.text + (run.facts.encoder,), guided.facts.text + (guided.facts.encoder,))
     for fact, (theirs, ours) in pairs.items():
         if theirs != ours:
             raise ValueError(f"{word} has {fact} {theirs}, and this run {ours}; mend: {mend}")
@@ -165,8 +166,8 @@ def _read(part: str, run: Any, load: Callable[..., Any]) -> tuple[Guide, ...]:
 def _row(kind: str, given: dict[str, Any], run: Any, load: Callable[..., Any]) -> Guide:
     """Call a row with its options and with what the guided run says."""
     classes = run.facts.num_classes
-    if kind in ASK and not classes:
-        raise ValueError(f"guidance {kind} leads towards a class, and this run has no classes; mend: leave it out, or "
+    if kind in ASK and not classes and not (kind == "classifier_free" and run.facts.text):
+        raise ValueError(f"guidance {kind} leads towards a class or a text, and this run has none; mend: leave it out, or "
                          "autoguidance or a threshold instead")
     derived = {"path": run.path, "num_classes": classes, "guided": run, "load": load}
     taken = inspect.signature(GUIDANCE[kind]).parameters

@@ -41,7 +41,7 @@ def loss(config: ConfigDict, net: Any, known: Facts) -> Objective:
         return Objective({"classifier": tables.make(tables.LOSSES, config.loss, "loss", "loss", stochastic=True, **extra)})
     extra |= {"path": build.process(config).training, "parameterization": build.parameterization(config)}
     draws = []
-    if known.num_classes and config.condition.drop > 0:
+    if (known.num_classes or known.text) and config.condition.drop > 0:
         draws.append(conditioning.drop(config.condition.drop, known.num_classes))
     if known.low_res:
         draws.append(build.draw_low_res(config))

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from jaxdiff import build, configfile, guiding, observe, samplers, sde, tables, 
 from jaxdiff.denoiser import denoiser as make_denoiser
 from jaxdiff.facts import Facts, check_condition, check_labels, facts_of_run
 from jaxdiff.latents import Latents, of_network
+from jaxdiff.prompts import Reader, open_reader
 from jaxdiff.samplers import Sampler
 from jaxdiff.types import Array, Cond, Denoiser, Guidance, Key, Params, Prediction
 
@@ -28,8 +29,8 @@ Draw = Callable[..., Array]
 
 class Run(NamedTuple):
     """A trained model: `config`, `params` of its network, `path`, `facts` of its data, `step` it was trained to; `latents`
-    between pictures and what it diffuses, None for the pictures themselves. The autoencoder's parameters are constants of
-    every function of the run."""
+    between pictures and what it diffuses, None for the pictures themselves; `reader` of prompts, None where none are read.
+    The autoencoder's parameters are constants of every function of the run."""
 
     config: ConfigDict
     params: Params
@@ -38,6 +39,22 @@ class Run(NamedTuple):
     network: Any
     step: int
     latents: Latents | None = None
+    reader: Reader | None = None
+
+    def read(self, texts: Sequence[str]) -> dict[str, Array]:
+        """Prompts as a condition of `sampler`: `text` float32 `[B, L, D]`, `text_mask` bool `[B, L]`. Not for inside `jit`.
+
+        Too long a prompt is cut, and an empty one is no text: `self.reader.remarks(texts)` says so. Raises ValueError for a
+        run that was trained without captions.
+        """
+        if self.reader is None:
+            raise ValueError(f"the run {self.config.name!r} was trained without captions and reads no text; mend: leave it "
+                             "out, or a run of configs/latent.py:cond=text")
+        ids, mask = self.reader.tokens(texts)[:2]
+        if self.reader.embed is not None:
+            return {"text": jnp.asarray(self.reader.embed(ids, mask)), "text_mask": jnp.asarray(mask)}
+        hidden = self.network.apply({"params": self.params}, ids, mask, method="read")
+        return {"text": hidden, "text_mask": jnp.asarray(mask)}
 
     def _must_denoise(self) -> None:
         kind = build.trains(self.config)
@@ -85,7 +102,8 @@ class Run(NamedTuple):
 
         In the returned function `shape_or_num` is static: a count of examples, or the whole shape `[B, ...]`, of the
         latents where the run diffuses latents: other sizes than trained for are drawn so. With cond
-        None a class-conditional run draws from all classes at once (the null label). A run with a condition picture
+        None a class-conditional run draws from all classes at once (the null label), and one that reads prompts, whose
+        condition `read` makes, from all texts. A run with a condition picture
         needs it as cond["image"], float32 [-1, 1] `[B, H, W, C]` (a stage `[B, h, w, C]`). An unconditional run that is
         given "image" and "mask" (`[B, H, W, 1]`, 1 = hidden) fills in the hidden pixels by replacing the known ones
         (`jd.observe.known_pixels`).
@@ -205,7 +223,8 @@ def load_run(workdir: Any, step: int | None = None, ema: bool = True) -> Run:
     known = facts_of_run(workdir)
     path = None if config.path.kind == "none" else build.path(config)
     coder = open_latents(config, known, Path(workdir).parent) if config.codec.run else None
-    return Run(config, params, path, known, build.network(config, known), restored.step, coder)
+    reader = open_reader(config, known, workdir) if known.text else None
+    return Run(config, params, path, known, build.network(config, known), restored.step, coder, reader)
 
 
 def open_latents(config: ConfigDict, known: Facts, beside: Path | None = None) -> Latents:

@@ -33,7 +33,8 @@ class NoScores(ValueError):
 
 
 class Samples(NamedTuple):
-    """`x` float32 `[N, ...]` in the data's own units, and what they were asked with, `label`, `image`, `mask` `[N, ...]`."""
+    """`x` float32 `[N, ...]` in the data's own units, and what they were asked with: `label`, `image`, `mask` `[N, ...]`,
+    and `prompt`, a text for each."""
 
     x: np.ndarray
     cond: dict[str, np.ndarray]
@@ -49,7 +50,8 @@ def draw(
 ) -> Samples:
     """`num` samples in batches of one compiled size; `how` goes to `run.sampler`. Sample i depends on seed and i's batch.
 
-    `cond` holds `label`, `image`, `mask` `[num, ...]`, whatever of them the run takes; all classes in turn by default.
+    `cond` holds `label`, `image`, `mask` `[num, ...]`, whatever of them the run takes, all classes in turn by default; and
+    `prompt`, a text for each sample.
     """
     if num < 1 or batch_size < 1:
         raise ValueError(f"num is {num}, batch_size {batch_size}; allowed: 1 or more")
@@ -58,15 +60,17 @@ def draw(
         told["label"] = balanced_labels(num, run.facts.num_classes)
     if "label" in told:
         check_labels(told["label"], run.facts)
+    prompts = told.pop("prompt", None)
     check_condition(told, run.facts, num)
     size = min(batch_size, num)
     sampler = jax.jit(run.sampler(**how), static_argnums=3)
     found = []
     for i, start in enumerate(range(0, num, size)):
         rows = np.arange(start, start + size) % num  # the last batch is filled up, and cut below
-        part = {name: jnp.asarray(value[rows]) for name, value in told.items()} or None
-        found.append(np.asarray(sampler(run.params, jax.random.fold_in(jax.random.key(seed), i), part, size)))
-    return Samples(np.concatenate(found)[:num], told)
+        part = {name: jnp.asarray(value[rows]) for name, value in told.items()}
+        part |= run.read([str(prompts[row]) for row in rows]) if prompts is not None else {}
+        found.append(np.asarray(sampler(run.params, jax.random.fold_in(jax.random.key(seed), i), part or None, size)))
+    return Samples(np.concatenate(found)[:num], told | ({} if prompts is None else {"prompt": np.asarray(prompts)}))
 
 
 def shown(run: Run, samples: Samples, most: int | None = None) -> tuple[np.ndarray, Facts, Any]:
@@ -74,7 +78,8 @@ def shown(run: Run, samples: Samples, most: int | None = None) -> tuple[np.ndarr
     if run.facts.kind == "points":
         return samples.x, run.facts, {"x": real_examples(run, "test")["x"]}
     if "image" not in samples.cond:
-        return samples.x[:most], run.facts, None
+        texts = samples.cond.get("prompt")
+        return samples.x[:most], run.facts, None if texts is None else {"caption": texts[:most]}
     count = len(samples.cond.get("x", samples.cond["image"]))
     draws = samples.x.reshape(-1, count, *samples.x.shape[1:])[:8, :32]
     rows = {name: samples.cond[name][:count][:32] for name in ("image", "x") if name in samples.cond}

@@ -20,7 +20,7 @@ Time = Float[Array, "*B"]
 
 Cond = Mapping[str, Any] | None
 """What the network is told beside `x_t` and `t`. Keys: `label` int32 [B] (the class count itself is "no class"), `text`
-[B, L, D], `text_mask` bool [B, L], `low_res` [B, h, w, C], `low_res_t` [B], `image` [B, H, W, C], `mask`
+[B, L, D], `text_mask` bool [B, L], `tokens` int32 [B, L] (in training, where the text encoder is learned too), `low_res` [B, h, w, C], `low_res_t` [B], `image` [B, H, W, C], `mask`
 [B, H, W, 1], `z` [B, D]."""
 
 Batch = Mapping[str, Any]

@@ -192,7 +192,7 @@ def test_without_a_class(run, points_run):
     assert [guide.asks for guide in guiding.guides("autoguidance:run=x,scale=2+dynamic_threshold", unlabelled, weak)] == [
         False, False]
     for words in (2.0, "2", "classifier_free:scale=1.5", "classifier:run=x,scale=2"):
-        with pytest.raises(ValueError, match="leads towards a class, and this run has no classes; mend"):
+        with pytest.raises(ValueError, match="leads towards a class or a text, and this run has none; mend"):
             guiding.guides(words, unlabelled, LOAD)
 
 

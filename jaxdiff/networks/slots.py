@@ -19,13 +19,14 @@ ENABLED_BY = {
     "label": "num_classes",
     "text": "text_dim",
     "text_mask": "text_dim",
+    "tokens": "text_encoder",
     "low_res": "low_res",
     "low_res_t": "low_res_t",
     "image": "image",
     "mask": "mask",
     "z": "latent_dim",
 }
-OPTIONAL = frozenset({"label", "text", "text_mask"})
+OPTIONAL = frozenset({"label", "text", "text_mask", "tokens"})
 RESIZES = {"nearest": "nearest", "bilinear": "linear", "bicubic": "cubic"}
 
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxdiff.networks.encoder import UNetEncoder, attends_at, block_builder, blocks_per_level
 from jaxdiff.networks.layers import GroupNorm, Upsample, at_least_float32, conv3x3, depth_to_space
 from jaxdiff.networks.slots import enabled_keys
+from jaxdiff.networks.text_encoder import TextEncoder
 from jaxdiff.types import Array, Cond, Time
 
 
@@ -35,7 +36,8 @@ class UNet(nn.Module):
     Conditioning, off by default; a key of `cond` without its field, or a field without its key, is a ValueError.
         `num_classes` K reads `label` int [B], where K, or no label at all, is "no class". `text_dim` D reads `text`
         [B, L, D] and `text_mask` bool [B, L] (True = readable; absent = all) by pooled embedding and cross-attention
-        wherever there is self-attention; absent text equals text with nothing readable. `low_res` "nearest" |
+        wherever there is self-attention; absent text equals text with nothing readable. `text_encoder`, a TextEncoder of
+        width D that is learned too, reads `tokens` int [B, L] in place of `text`. `low_res` "nearest" |
         "bilinear" | "bicubic" reads `low_res` [B, h, w, C], resized to x; `low_res_t` reads its noise level [B];
         `image` and `mask` read maps of x's height and width; `latent_dim` reads a GAN's latent `z` [B, latent_dim].
     Time. `time_embedding` "sinusoidal" or "fourier" of t, any real numbers, embedded in float32.
@@ -58,6 +60,7 @@ class UNet(nn.Module):
     scale_shift: bool = True
     time_embedding: str = "sinusoidal"
     text_dim: int = 0
+    text_encoder: TextEncoder | None = None
     low_res: str = ""
     low_res_t: bool = False
     image: bool = False
@@ -75,6 +78,9 @@ class UNet(nn.Module):
         if t is None:
             raise ValueError("UNet got t=None; it needs t, the noise level (c_noise) of each example, of shape (B,)")
         shared = {f.name: getattr(self, f.name) for f in fields(UNetEncoder) if f.name not in ("parent", "name")}
+        if cond is not None and cond.get("tokens") is not None:
+            cond = {**{key: value for key, value in cond.items() if key != "tokens"},
+                    "text": self.read(cond["tokens"], cond.get("text_mask"))}
         h, skips, emb, text, text_mask = UNetEncoder(**shared, name="encoder")(x, t, cond, train)
         left = list(skips)
         block = block_builder(self)
@@ -108,3 +114,9 @@ class UNet(nn.Module):
         )
         out = depth_to_space(last(h), self.patch_size)
         return jnp.tanh(out) if self.tanh else out
+
+    def read(self, tokens: Array, mask: Array | None = None) -> Array:
+        """tokens int [B, L], mask bool [B, L] -> the embeddings `text` float32 [B, L, D] that `__call__` reads."""
+        if self.text_encoder is None:
+            raise ValueError("UNet got cond['tokens'] but was built without text_encoder; set it, or give cond['text']")
+        return self.text_encoder(tokens, mask).hidden
