@@ -1,9 +1,10 @@
 """Data: sources of random-access records, what is done to a record, and batches whose only position is the step.
 
 The one home of grain, TFDS and tokenizers. `open_source` -> `pipeline` -> `batches(start_step)` -> `on_device`. For
-conditional generation a `Task` puts a condition picture beside x, and a `Tokenizer` turns captions into numbers.
+conditional generation a `Task` puts a condition picture beside x, and a `Tokenizer` the captions' token numbers.
 """
 
+from jaxdiff.data.captions import Tokenize, captions
 from jaxdiff.data.emoji import emoji
 from jaxdiff.data.memory import arrays, digits, mnist5k, npz
 from jaxdiff.data.pairs import pairs
@@ -32,9 +33,11 @@ __all__ = [
     "SourceInfo",
     "Subset",
     "Task",
+    "Tokenize",
     "Tokenizer",
     "Tokens",
     "arrays",
+    "captions",
     "digits",
     "edges",
     "emoji",

@@ -193,6 +193,7 @@ def _drawn(font: Path) -> tuple[Columns, np.ndarray, np.ndarray]:
         "label": np.array([one.group for one, _ in drawn], np.int32),
         "name": np.array([one.name for one, _ in drawn]),
     }
+    columns["caption"] = columns["name"]
     for column in columns.values():
         column.flags.writeable = False
     # by the code points and not by number: a later font, with more emoji, moves hardly any picture to another split
@@ -202,7 +203,7 @@ def _drawn(font: Path) -> tuple[Columns, np.ndarray, np.ndarray]:
 
 
 def emoji(split: str, *, validation: float = 0.0, variants: bool = True, font: str | None = None) -> Source:
-    """Coloured emoji on white: `image` uint8 [136, 136, 3], `label` the Unicode group (9), `name` the short name.
+    """Coloured emoji on white: `image` uint8 [136, 136, 3], `label` the Unicode group (9), `name` and `caption` its name.
 
     A tenth of the families of each group is test. `variants=False` keeps the first picture of each family only: its
     plain form. Draws all pictures once a process (3 seconds); emoji that the font lacks are left out.
@@ -215,4 +216,4 @@ def emoji(split: str, *, validation: float = 0.0, variants: bool = True, font: s
     strata = columns.columns["label"][heads]
     cut = split_numbers(strata, split, test=0.1, validation=validation, name="emoji", order=order[heads])
     numbers = heads[cut] if not variants else np.flatnonzero(np.isin(family, heads[cut]))
-    return Source("emoji", split, Subset(columns, numbers), (_WIDTH, _WIDTH, 3), 256, len(GROUPS), GROUPS)
+    return Source("emoji", split, Subset(columns, numbers), (_WIDTH, _WIDTH, 3), 256, len(GROUPS), GROUPS, has_captions=True)

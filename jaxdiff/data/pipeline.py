@@ -14,7 +14,8 @@ because grain's own shuffle costs 16 microseconds a record on small sets: more t
 
 With a task every batch also holds the condition picture. What is random about it (where the hole is) comes from the
 position in training, so that it differs from epoch to epoch, and from the record's number alone in evaluation, so that
-every run and every process sees the same test picture through the same mask.
+every run and every process sees the same test picture through the same mask. With `tokenize` every batch also holds its
+records' captions as token numbers, which depend on the record alone.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import grain
 import jax
 import numpy as np
 
+from jaxdiff.data.captions import Tokenize, captions_of, check_captions, text_batch
 from jaxdiff.data.preprocess import TASK, Preprocess, examples, uniform_bits
 from jaxdiff.data.records import SPLIT_SEED, Columns, Source, Subset, take
 from jaxdiff.data.tasks import Task
@@ -56,7 +58,8 @@ class Pipeline:
     """Batches of a source for one process; made by `pipeline`. `batch_size` is global, `local_batch_size` its share.
 
     A batch is `x` float32 [b, ...], `index` int32 [b] (place in the global batch) and, with classes, `label` int32 [b];
-    with a task also `image` float32 [b, H, W, C'] and, for inpainting, `mask` float32 [b, H, W, 1].
+    with a task also `image` float32 [b, H, W, C'] and, for inpainting, `mask` float32 [b, H, W, 1]; with `tokenize` also
+    `tokens` int32 [b, L] and `text_mask` bool [b, L], False on padding.
     """
 
     source: Source
@@ -68,6 +71,7 @@ class Pipeline:
     process_count: int
     num_threads: int
     task: Task | None = None
+    tokenize: Tokenize | None = None
 
     @property
     def local_batch_size(self) -> int:
@@ -83,7 +87,7 @@ class Pipeline:
         first = self.process_index * self.local_batch_size
         start = step * self.batch_size + first
         numbers = record_numbers(len(self.source), self.seed, start, self.local_batch_size)
-        return make_batch(self.source, numbers, self.preprocess, self.seed, start, first, self.task)
+        return make_batch(self.source, numbers, self.preprocess, self.seed, start, first, self.task, self.tokenize)
 
     def batches(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Batches start_step, start_step + 1, ...: what an uninterrupted run would have seen from there on."""
@@ -108,7 +112,7 @@ class Pipeline:
             first = self.process_index * local
             start = min(number * self.batch_size + first, total)
             numbers = np.arange(start, min(start + local, total))
-            return make_batch(self.source, numbers, how, self.seed, start, first, self.task, evaluation=True)
+            return make_batch(self.source, numbers, how, self.seed, start, first, self.task, self.tokenize, evaluation=True)
 
         return _read_ahead(batch, 0, -(-total // self.batch_size), self.num_threads)
 
@@ -124,14 +128,16 @@ def pipeline(
     process_count: int = 1,
     num_threads: int | None = None,
     task: Task | None = None,
+    tokenize: Tokenize | None = None,
 ) -> Pipeline:
     """Shuffled batches of `batch_size` (over all processes) from `source`, the same for the same `seed`.
 
     `num_threads` read ahead, a batch each (default 1 from memory, else up to 8; 0 reads when asked). `task` (see
-    `tasks`) puts the condition picture beside x.
+    `tasks`) puts the condition picture beside x; `tokenize` (see `captions`) the captions' token numbers, and is called
+    by several threads at once.
 
-    Raises ValueError for a batch that the processes cannot share, for pictures' options on points, and for a task that
-    does not fit the pictures.
+    Raises ValueError for a batch that the processes cannot share, for pictures' options on points, for a task that does
+    not fit the pictures, and for `tokenize` where the source has no captions.
     """
     if batch_size < 1 or process_count < 1 or batch_size % process_count:
         raise ValueError(f"batch_size={batch_size} must be a multiple of the {process_count} processes that share it")
@@ -146,9 +152,12 @@ def pipeline(
     if preprocess.scale == "dequantise" and not source.levels:
         raise ValueError(f"{source.name} is continuous: there is nothing to dequantise; allowed: scale='exact'")
     _check_task(source, preprocess, task)
+    if tokenize is not None:
+        check_captions(source)
     if num_threads is None:
         num_threads = 1 if _in_memory(source.records) else min(8, os.cpu_count() or 1)
-    return Pipeline(source, batch_size, seed, preprocess, num_epochs, process_index, process_count, num_threads, task)
+    shares = process_index, process_count
+    return Pipeline(source, batch_size, seed, preprocess, num_epochs, *shares, num_threads, task, tokenize)
 
 
 def _shape(source: Source, how: Preprocess) -> tuple[int, ...]:
@@ -174,19 +183,20 @@ def make_batch(
     start: int,
     first_index: int,
     task: Task | None = None,
+    tokenize: Tokenize | None = None,
     evaluation: bool = False,
 ) -> dict[str, np.ndarray]:
     """The numbered records as a batch: they stand at positions `start`... of the run and `first_index`... of the batch.
 
     With a task `image` (and perhaps `mask`) too, its randomness from `seed` and the position, or for `evaluation` from
-    the records' numbers only.
+    the records' numbers only. With `tokenize` `tokens` and `text_mask` too.
 
     Raises ValueError for a label outside the source's classes, or a picture that does not fit, by name.
     """
     batch = {"index": np.arange(first_index, first_index + len(numbers), dtype=np.int32)}
     if len(numbers) == 0:
         empty = {"x": np.zeros((0, *_shape(source, how)), np.float32)}
-        empty |= _condition(task, empty["x"], empty["x"], np.zeros((0, 4), np.uint16))
+        empty |= _condition(task, empty["x"], empty["x"], np.zeros((0, 4), np.uint16)) | text_batch(tokenize, [])
         return batch | empty | ({"label": np.zeros(0, np.int32)} if source.num_classes else {})
     columns = take(source.records, numbers)
     if source.kind == "points":
@@ -199,6 +209,8 @@ def make_batch(
         if task.needs_given:  # the same draws, so the same crop and flip; but x's dequantisation noise is not y's to tell
             beside = examples(columns["given"], replace(how, scale="exact"), source.levels, seed, start, names)
         batch |= _condition(task, batch["x"], beside, _task_bits(numbers, seed, start, evaluation))
+    if tokenize is not None:
+        batch |= text_batch(tokenize, columns["caption"])
     if source.num_classes:
         label = np.asarray(columns["label"], np.int32)
         wrong = np.flatnonzero((label < 0) | (label >= source.num_classes))
@@ -262,17 +274,24 @@ def preview(
     preprocess: Preprocess = Preprocess(),
     seed: int = 0,
     task: Task | None = None,
+    tokenize: Tokenize | None = None,
+    captions: bool = False,
 ) -> dict[str, np.ndarray]:
     """Up to `num` examples, drawn from the whole source by a fixed seed and in its order, as evaluation sees them.
 
     Drawn, because an even stride would beat against records whose classes come in turn.
 
     Pictures of differing shapes are fitted to the source's `shape` if none is asked for. With a task its condition
-    comes too, the one that `Pipeline.epoch` gives the same record. Raises ValueError for a task that does not fit.
+    comes too, the one that `Pipeline.epoch` gives the same record; with `tokenize` also `tokens` and `text_mask`; with
+    `captions` the texts themselves, `caption` str [b], which no device takes. Raises ValueError for a task that does not
+    fit, and for either of the others where the source has no captions.
     """
     how = preprocess.without_augmentation()
     if source.kind == "image" and how.shape is None:
         how = Preprocess(cast("tuple[int, int, int]", source.shape), resample=how.resample, scale=how.scale)
     numbers = np.sort(_permutation(len(source), 0, 0)[:num])
     _check_task(source, how, task)
-    return make_batch(source, numbers, how, seed, 0, 0, task, evaluation=True)
+    if tokenize is not None or captions:
+        check_captions(source)
+    batch = make_batch(source, numbers, how, seed, 0, 0, task, tokenize, evaluation=True)
+    return batch | ({"caption": np.array(captions_of(source, numbers))} if captions else {})

@@ -1,9 +1,9 @@
 """What a source of data is: random-access records, a few facts about them, and how they are split.
 
 A record is a dict of numpy values: `image` uint8 [H, W, C] (grey level k in 0..levels-1; float32 in [-1, 1] where
-`levels` is 0) or `x` float32 [D], and `label` int where there are classes. `name` (a path, or a caption) and `given`, a
-picture that conditions `image` and has its shape, are there where a source has them. Random access is what lets a run
-restart at any step, on any number of processes, without replaying anything.
+`levels` is 0) or `x` float32 [D], and `label` int where there are classes. `name` (a path, or a short name), `caption` (a
+text that says what is seen) and `given`, a picture that conditions `image` and has its shape, are there where a source
+has them. Random access is what lets a run restart at any step, on any number of processes, without replaying anything.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ SPLIT_SEED = 20240229  # fixed for ever: another number is another test set
 
 
 class Records(Protocol):
-    """Random access. A `take(numbers)` method that gathers columns at once is used where there is one."""
+    """Random access. Where there are such methods, `take(numbers)` gathers columns at once, and `take_captions(numbers)`
+    reads captions without pictures."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, number: int, /) -> Mapping[str, Any]: ...
@@ -30,7 +31,8 @@ class Source:
     """One split of a data set.
 
     `num_classes` is 0 without labels; `levels` is the number of grey levels (256, digits' 17, 0 for continuous data);
-    `shape` is (H, W, C), or (D,) where `kind` is "points"; `has_given` says that every record holds `given`.
+    `shape` is (H, W, C), or (D,) where `kind` is "points"; `has_given` says that every record holds `given`, and
+    `has_captions` that every record holds `caption`.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Source:
     class_names: tuple[str, ...] = ()
     kind: Literal["image", "points"] = "image"
     has_given: bool = False
+    has_captions: bool = False
 
     def __len__(self) -> int:
         return len(self.records)
@@ -62,6 +65,9 @@ class Columns:
     def take(self, numbers: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
         return {name: column[numbers] for name, column in self.columns.items()}
 
+    def take_captions(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
+        return self.columns["caption"][numbers].tolist()
+
 
 @dataclass(frozen=True, eq=False)
 class Subset:
@@ -79,6 +85,9 @@ class Subset:
     def take(self, numbers: Sequence[int] | np.ndarray) -> dict[str, Any]:
         return take(self.records, self.numbers[numbers])
 
+    def take_captions(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
+        return take_captions(self.records, self.numbers[numbers])
+
 
 def take(records: Records, numbers: Sequence[int] | np.ndarray) -> dict[str, Any]:
     """The named records as columns: arrays from memory, lists (images may differ in shape) from anywhere else."""
@@ -87,6 +96,12 @@ def take(records: Records, numbers: Sequence[int] | np.ndarray) -> dict[str, Any
         return gather(numbers)
     rows = [records[int(number)] for number in numbers]
     return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+
+
+def take_captions(records: Records, numbers: Sequence[int] | np.ndarray) -> list[str]:
+    """The captions of the named records, of a source that has them."""
+    gather = getattr(records, "take_captions", None)
+    return [records[int(number)]["caption"] for number in numbers] if gather is None else gather(numbers)
 
 
 def check_split(split: str) -> None:

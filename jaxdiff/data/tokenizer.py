@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -26,20 +26,37 @@ File = str | os.PathLike
 
 
 class Tokens(NamedTuple):
-    """What texts become: `ids` int32 [B, L], padded on the right; `mask` bool [B, L], False on padding; and `truncated`,
-    for each text that did not fit its number in the batch -> how many tokens it would need (empty if all fit)."""
+    """What texts become: `ids` int32 [B, L], padded on the right; `mask` bool [B, L], False on padding; `truncated`, for
+    each text that did not fit its number in the batch -> how many tokens it would need; and `unknown`, for each text with
+    something that the vocabulary cannot spell its number -> those pieces of it, each once (both empty if all is well)."""
 
     ids: np.ndarray
     mask: np.ndarray
     truncated: Mapping[int, int]
+    unknown: Mapping[int, tuple[str, ...]]
 
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """A vocabulary and its rules, around the library's object `inner`. `pad_id` fills a row's rest, where nobody reads."""
+    """A vocabulary and its rules, around the library's object `inner`. `pad_id` fills a row's rest, where nobody reads.
+    `unknown_id` stands for what the vocabulary cannot spell; None where it can spell all.
+
+    Threads may share one: nothing changes it after it is made.
+    """
 
     inner: tokenizers.Tokenizer
     pad_id: int
+    unknown_id: int | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.inner.encode_special_tokens = True  # "<end>" in a text is text
+        model = json.loads(self.inner.to_str())["model"]  # the object tells its name for the unknown for some models only
+        named = model.get("unk_token")
+        unknown_id = self.inner.token_to_id(named) if named is not None else model.get("unk_id")
+        object.__setattr__(self, "unknown_id", unknown_id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (self.inner, self.pad_id)  # through __init__, for a pickled `inner` forgets what was set
 
     @property
     def vocab_size(self) -> int:
@@ -50,6 +67,7 @@ class Tokenizer:
         """`length` tokens a text: begin, the text's own, end, padding. ValueError where `length` leaves no room for a token.
 
         Too long a text loses its last tokens, never its end token, and `truncated` tells so: saying it is the caller's part.
+        What the vocabulary cannot spell becomes its unknown token, and `unknown` tells that, of the part that was cut too.
         An empty text (or one of spaces alone) is "no text": all padding, all masked, which is what a caption dropped for
         classifier-free guidance is. A special token spelled in a text is text.
         """
@@ -60,17 +78,20 @@ class Tokenizer:
             raise ValueError(f"encode got length={length}; it must be at least {frame + 1}: begin and end take {frame}")
         ids = np.full((len(texts), length), self.pad_id, np.int32)
         mask = np.zeros((len(texts), length), bool)
-        truncated = {}
-        self.inner.encode_special_tokens = True  # "<end>" in a text is text; said here, because a pickled copy forgets it
+        truncated, unknown = {}, {}
         for i, text in enumerate(texts):
             encoding = self.inner.encode(text, add_special_tokens=False)
+            found = encoding.ids
+            if self.unknown_id in found:
+                spans = (span for token, span in zip(found, encoding.offsets, strict=True) if token == self.unknown_id)
+                unknown[i] = tuple(dict.fromkeys(text[start:end] for start, end in spans))
             if len(encoding) > length - frame:
                 truncated[i] = len(encoding) + frame
                 encoding.truncate(length - frame)
             if len(encoding):
                 row = self.inner.post_process(encoding).ids
                 ids[i, : len(row)], mask[i, : len(row)] = row, True
-        return Tokens(ids, mask, truncated)
+        return Tokens(ids, mask, truncated, unknown)
 
     def decode(self, ids: np.ndarray) -> list[str]:
         """Token numbers [B, L] -> texts as the tokenizer reads them: its case, no special tokens, no outer spaces."""

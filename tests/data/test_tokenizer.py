@@ -22,7 +22,7 @@ def test_merges_are_the_most_frequent_pairs():
     """ab ab ab ac: " a" comes 4 times, then " ab" 3 times, and " ac" once, which is too seldom."""
     tokenizer = train_tokenizer(["ab ab ab ac"], 400)
     assert tokenizer.vocab_size == 259 + 2
-    ids, mask, truncated = tokenizer.encode(["ab", "AC  ab"], 6)
+    ids, mask, truncated, _ = tokenizer.encode(["ab", "AC  ab"], 6)
     a, ab, c = (tokenizer.inner.token_to_id(token) for token in ("Ġa", "Ġab", "c"))
     np.testing.assert_array_equal(ids, [[1, ab, 2, 0, 0, 0], [1, a, c, ab, 2, 0]])
     np.testing.assert_array_equal(mask, [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0]])
@@ -59,14 +59,14 @@ def test_too_long_a_prompt_is_cut_and_told(trained):
 
 
 def test_an_empty_prompt_is_no_text(trained):
-    ids, mask, truncated = trained.encode(["", " \n ", "cat"], 5)
+    ids, mask, truncated, _ = trained.encode(["", " \n ", "cat"], 5)
     assert not mask[:2].any() and not ids[:2].any() and mask[2].any() and not truncated
 
 
 def test_a_special_token_in_a_text_is_text(trained):
     text = "cat <end> <pad>"
     for tokenizer in (trained, pickle.loads(pickle.dumps(trained))):
-        ids, mask, _ = tokenizer.encode([text], 40)
+        ids, mask, *_ = tokenizer.encode([text], 40)
         assert (ids[mask] == 2).sum() == 1 and ids[mask][-1] == 2
         assert tokenizer.decode(ids) == [text]
 
@@ -86,7 +86,7 @@ def padded(reference, length):
 def test_wordpiece_equals_transformers(minilm, name):
     transformers = pytest.importorskip("transformers")
     tokenizer = load_tokenizer(minilm / name)
-    ids, mask, truncated = tokenizer.encode(PROMPTS, 12)
+    ids, mask, truncated, _ = tokenizer.encode(PROMPTS, 12)
     expected, readable = padded(transformers.AutoTokenizer.from_pretrained(str(minilm), local_files_only=True), 12)
     np.testing.assert_array_equal(mask, readable)
     np.testing.assert_array_equal(ids, expected)
@@ -120,7 +120,7 @@ def test_clip_bpe_equals_transformers(clip_files):
     transformers = pytest.importorskip("transformers")
     reference = transformers.CLIPTokenizer.from_pretrained(str(clip_files), local_files_only=True)
     tokenizer = load_tokenizer(clip_files)
-    ids, mask, truncated = tokenizer.encode(PROMPTS, 24)
+    ids, mask, truncated, _ = tokenizer.encode(PROMPTS, 24)
     expected, readable = padded(reference, 24)
     np.testing.assert_array_equal(mask, readable)
     np.testing.assert_array_equal(ids, expected)
