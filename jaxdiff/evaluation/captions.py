@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,30 +17,38 @@ GAP = 10  # pixels of ground around every picture: captions of neighbours stay a
 LETTERS = 7  # a cell is at least this many letters' heights wide, for pictures that are tall and narrow
 
 
+def _font(size: int) -> Any:
+    """DejaVu Sans, which every matplotlib carries: Pillow's own font has no letters with accents ("Réunion")."""
+    import matplotlib  # late: pictures without captions need it not
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+
+
 def _printable(text: str) -> str:
     """`text` on one line, without control characters and halves of surrogate pairs, which fonts cannot draw."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def _longest(text: str, width: float, font: Any, end: str = "") -> str:
-    """The longest beginning of `text` that, followed by `end`, is no wider than `width`; at least one character."""
-    length = next((n for n in range(len(text), 1, -1) if font.getlength(text[:n] + end) <= width), 1)
-    return text[:length].rstrip() + end
+def _beginning(text: str, width: float, font: Any, end: str = "") -> str:
+    """The longest beginning of `text` that, with `end` behind it, is no wider than `width`; at least one character.
+
+    It stops between words, or within the first word where that alone is wider.
+    """
+    length = next((n for n in range(len(text), 1, -1) if font.getlength(text[:n].rstrip() + end) <= width), 1)
+    whole = text[:length].rstrip()
+    if length < len(text) and text[length] != " " and " " in whole:
+        whole = whole[: whole.rindex(" ")]
+    return whole
 
 
 def _wrapped(text: str, width: float, font: Any, lines: int) -> list[str]:
-    """`text` in at most `lines` lines no wider than `width`: broken at spaces, a word wider than a line within itself.
-
-    The last line ends in an ellipsis where there was more.
-    """
+    """`text` in at most `lines` lines no wider than `width`; the last ends in an ellipsis where there was more."""
     found: list[str] = []
     rest = _printable(text)
     while rest and len(found) < lines:
-        if len(found) == lines - 1 and font.getlength(rest) > width:
-            return [*found, _longest(rest, width, font, "…")]
-        line = _longest(rest, width, font)
-        if line != rest and rest[len(line)] != " " and " " in line:  # the break fell within a word that can move on
-            line = line[: line.rindex(" ")]
+        line = _beginning(rest, width, font)
+        if len(found) == lines - 1 and line != rest:
+            line = _beginning(rest, width, font, "…").rstrip(",:;") + "…"
         found.append(line)
         rest = rest[len(line) :].lstrip()
     return found
@@ -74,8 +83,8 @@ def captioned_grid(
         raise ValueError(f"columns={columns}, scale={scale}, lines={lines}; allowed: each from 1")
     tiles = tiles.repeat(scale, 1).repeat(scale, 2)
     height, width = tiles.shape[1:3]
-    size = int(np.clip(width * 0.1, 13, 18))
-    font = ImageFont.load_default(size)
+    size = int(np.clip(width * 0.09, 12, 18))
+    font = _font(size)
     cell = max(width, LETTERS * size)  # the words' width
     texts = [_wrapped(str(caption), cell, font, lines) for caption in captions]
     step = round(size * 1.25)  # from line to line

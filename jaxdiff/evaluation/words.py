@@ -18,10 +18,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-
-from jaxdiff.evaluation.lpips import unit_length
 
 STOP_WORDS = frozenset(
     ("a", "an", "and", "as", "at", "by", "for", "from", "in", "is", "of", "on", "or", "the", "to", "with")
@@ -55,7 +52,9 @@ def _checked(features: Any, captions: Any, name: str) -> tuple[np.ndarray, list[
     for one in captions:
         if not isinstance(one, str):
             raise ValueError(f"a {name} caption is {one!r}, a {type(one).__name__}; allowed: str")
-    return np.asarray(unit_length(jnp.asarray(x, jnp.float32))), [str(one) for one in captions]
+    length = np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
+    # features that are all zero point nowhere: as near to every picture as to any other
+    return np.asarray(x / np.maximum(length, np.finfo(np.float64).tiny), np.float32), [str(one) for one in captions]
 
 
 def _carried(samples: np.ndarray, real: np.ndarray, carries: np.ndarray, k: int, block: int) -> np.ndarray:
@@ -97,13 +96,10 @@ def _resampled_lift(
     of_caption = np.zeros((2, count, asked.shape[1]))
     np.add.at(of_caption[0], which, asked)
     np.add.at(of_caption[1], which, right)
-    rng, lifts = np.random.default_rng(seed), []
-    for _ in range(resamples):
-        times = np.bincount(rng.integers(count, size=count), minlength=count)
-        n, hits = times @ of_caption[0], times @ of_caption[1]
-        here = n > 0
-        lifts.append((hits[here] / n[here]).mean() / chance[here].mean())
-    return float(np.std(lifts, ddof=1))
+    times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)  # [resamples, count]
+    n, hits = times @ of_caption[0], times @ of_caption[1]  # [resamples, W]
+    here = n > 0
+    return float(np.std((hits / np.maximum(n, 1)).sum(1) / (here * chance).sum(1), ddof=1))  # no hits where n is 0
 
 
 def word_report(
