@@ -1,6 +1,7 @@
-"""What samples are worth: pictures, distances over pluggable features, class agreement, 2-D mode reports, and samples
-of a condition beside their truth."""
+"""What samples are worth: pictures, distances over pluggable features, class agreement, 2-D mode reports, samples of
+a condition beside their truth, and whether text steers."""
 
+from jaxdiff.evaluation.captions import captioned_grid
 from jaxdiff.evaluation.classes import accuracy, class_agreement
 from jaxdiff.evaluation.closeness import psnr, ssim
 from jaxdiff.evaluation.curves import curves_picture
@@ -51,6 +52,7 @@ from jaxdiff.evaluation.lpips import lpips_distance, unit_length
 from jaxdiff.evaluation.paired import consistency, diversity, feature_distance, joint_frechet, paired_report
 from jaxdiff.evaluation.points import Modes, mode_report, point_report
 from jaxdiff.evaluation.scatter import Panel, scatter_picture, scatter_table
+from jaxdiff.evaluation.words import word_report, words_of
 
 __all__ = [
     "EnergyDistance",
@@ -65,6 +67,7 @@ __all__ = [
     "PrecisionRecall",
     "Statistics",
     "accuracy",
+    "captioned_grid",
     "class_agreement",
     "columns_picture",
     "condition_picture",
@@ -106,6 +109,8 @@ __all__ = [
     "to_rgb",
     "to_uint8",
     "unit_length",
+    "word_report",
+    "words_of",
     "write_json",
     "write_whole",
 ]
