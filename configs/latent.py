@@ -5,7 +5,8 @@
 
 Rombach et al. 2022, "High-resolution image synthesis with latent diffusion models". data: mnist5k (default), emoji, digits,
 tfds:NAME, folder:PATH, the pictures of the autoencoder; size: their side (28, 8, else 64); method: as in configs/digits.py
-(edm); cond: class (default), none. smoke: seconds. Scores: README.md.
+(edm); cond: class (default), none. task: none (default), or a picture beside the latents (sections 4.3 to 4.5): sr, inpaint,
+edges, pairs (data=pairs:FOLDER), as in configs/inverse.py. smoke: seconds. Scores: README.md.
 """
 
 from common import apply_method, smoke
@@ -14,13 +15,16 @@ from jaxdiff.configfile import words
 from jaxdiff.tables import base
 
 SIDES = {"mnist5k": 28, "digits": 8}
+TASKS = ("none", "sr", "inpaint", "edges", "pairs")
 RUNS = {"mnist5k": "runs/mnist5k_kl", "emoji": "runs/emoji_kl"}
 
 
 def get_config(arg: str = ""):
-    arg = words(arg, data="mnist5k", size=0, method="edm", cond="class", smoke=False)
+    arg = words(arg, data="mnist5k", size=0, method="edm", cond="class", task="none", smoke=False)
     if arg.cond not in ("class", "none"):
         raise ValueError(f"cond is {arg.cond!r}; allowed: class, none")
+    if arg.task not in TASKS:
+        raise ValueError(f"task is {arg.task!r}; allowed: {', '.join(TASKS)}")
     config = apply_method(base(), arg.method)
     config.name = f"{arg.data}_latent_{arg.method}".replace(":", "_")
     config.data.source = arg.data
@@ -34,4 +38,9 @@ def get_config(arg: str = ""):
         config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 200, "decay": "cosine", "final_scale": 0.02})
     config.train.update({"steps": 2000, "log_every": 100, "eval_every": 1000, "checkpoint_every": 500, "preview": 40})
     config.evaluate.num = 1000
+    if arg.task != "none":
+        config.name += f"_{arg.task}"
+        config.task.kind = arg.task
+        config.train.preview = 32
+        config.evaluate.update({"num": 200, "batch_size": 200, "draws": 3})
     return smoke(config) if arg.smoke else config

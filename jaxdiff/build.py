@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from jaxdiff import data, networks, tables
 from jaxdiff.augmentation import Augmentation
 from jaxdiff.denoiser import stacked, with_latent
-from jaxdiff.facts import Facts
+from jaxdiff.facts import Facts, folded
 from jaxdiff.samplers import Sampler
 from jaxdiff.sde import Parameterization, parameterizations
 from jaxdiff.types import Array, Key, Params
@@ -88,16 +88,17 @@ def joint(config: ConfigDict) -> bool:
 
 
 def batch_keys(config: ConfigDict, known: Facts) -> dict[str, tuple[int, ...]]:
-    """What of a pipeline's batch the loss is given, and the shape of one example of it."""
+    """What of a pipeline's batch the loss is given, and the shape of one example of it: x's latents, y's pixels."""
     keys: dict[str, tuple[int, ...]] = {"x": known.shape, "index": ()}
     if known.num_classes:
         keys["label"] = ()
     if known.condition:
         keys["image"] = known.condition
     if known.masked and config.condition.mask:
-        keys["mask"] = (*known.shape[:2], 1)
+        keys["mask"] = (*known.pixels[:2], 1)
     if known.text:
-        keys |= {"tokens" if known.vocab else "text": known.text[:1] if known.vocab else known.text, "text_mask": known.text[:1]}
+        read = {"tokens": known.text[:1]} if known.vocab else {"text": known.text}
+        keys |= {**read, "text_mask": known.text[:1]}
     return keys
 
 
@@ -119,9 +120,9 @@ def draw_low_res(config: ConfigDict) -> Callable[[Key, Mapping[str, Any]], dict[
 def told(
     config: ConfigDict, known: Facts, cond: Mapping[str, Any] | None, key: Key | None = None, s: float = 0.0
 ) -> dict[str, Any] | None:
-    """A condition as its network reads it: a stage's `image`, noised to s by the key, as `low_res`; others unchanged."""
+    """A condition as its network reads it: a stage's `image`, noised to s by the key, as `low_res`; others `folded`."""
     if cond is None or not known.low_res:
-        return None if not cond else dict(cond)
+        return None if not cond else folded(known, cond)
     rest = {name: value for name, value in cond.items() if name != "image"}
     augment = augmentation(config)
     return {**rest, **(augment.tell(cond["image"], s) if key is None else augment.noised(key, cond["image"], s))}
@@ -283,7 +284,8 @@ def init_params(config: ConfigDict, net: Any, known: Facts, key: Key) -> Params:
         told |= {name: value.shape[1:] for name, value in low.items()}
     if config.network.latent_dim:
         told["z"] = (config.network.latent_dim,)
-    return _fresh(net, key, *_shown(x, {} if config.network.kind == "classifier" else {**keys, **told}))
+    seen, t, cond = _shown(x, {} if config.network.kind == "classifier" else {**keys, **told})
+    return _fresh(net, key, seen, t, cond and folded(known, cond))
 
 
 def init_discriminator(config: ConfigDict, net: Any, known: Facts, key: Key) -> Params:

@@ -63,9 +63,6 @@ def linked(config: ConfigDict, known: Facts, workdir: Any) -> tuple[Facts, Laten
     if config.loss.kind != "denoising":
         raise ValueError(f"loss.kind is {config.loss.kind!r}, a bound on grey levels, and latents have none; mend: "
                          "loss.kind=denoising")
-    if known.condition and not known.low_res:
-        raise ValueError(f"task.kind is {config.task.kind!r}, whose picture has the size of x, and latents are smaller; "
-                         "allowed: none or low_res")
     known = known._replace(picture=known.shape, levels=0)
     if held is not None:
         known = known._replace(scale=held.scale, codec=held.codec)

@@ -131,7 +131,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_run(workdir: Any) -> ConfigDict:
-    """The config that a run directory holds; keys newer than the run take their defaults."""
+    """The config that a run directory holds; keys newer than the run take their defaults, older ones at None say nothing."""
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"no run at {str(workdir)!r} (no config.json); mend: the --workdir that you trained in")
@@ -146,6 +146,8 @@ def from_run(workdir: Any) -> ConfigDict:
     for key, value in flat(saved).items():
         *parents, last = key.split(".")
         if key not in known and not key.startswith("data.options."):
+            if value is None:
+                continue
             raise ValueError(f"{path} has the key {key!r}, which this version of jaxdiff does not know; mend: the version "
                              "that versions.json beside it names")
         part: Any = config

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff import evaluation
+from jaxdiff.networks.layers import space_to_depth
 
 
 class Facts(NamedTuple):
@@ -22,7 +23,7 @@ class Facts(NamedTuple):
     levels: int
     kind: str
     class_names: tuple[str, ...] = ()
-    condition: tuple[int, ...] = ()  # shape of the condition picture y; () without one
+    condition: tuple[int, ...] = ()  # shape of the condition picture y, in pixels; () without one
     masked: bool = False  # a mask comes with y, 1 where it is hidden
     picture: tuple[int, ...] = ()  # shape of the pictures whose latents have `shape`; () where x is the picture itself
     scale: float = 1.0  # of the latents
@@ -42,11 +43,35 @@ class Facts(NamedTuple):
         return bool(self.condition) and self.condition[:2] != self.pixels[:2]
 
     @property
+    def fold(self) -> int:
+        """How many pixels high and wide the place of a latent is; 1 where x is the picture itself.
+
+        Raises ValueError where it is no square of whole pixels.
+        """
+        (height, width), (h, w) = self.pixels[:2], self.shape[:2]
+        if height % h or width % w or height // h != width // w:
+            raise ValueError(f"a condition picture of {height} x {width} for latents of {h} x {w}; allowed: as many whole "
+                             "pixels to a latent up and across; mend: data.size, or another autoencoder")
+        return height // h
+
+    @property
     def dim(self) -> int:
         size = 1
         for n in self.shape:
             size *= n
         return size
+
+
+def folded(known: Facts, cond: Mapping[str, Any]) -> dict[str, Any]:
+    """A condition as a network of latents reads it: `image`, `mask` `[B, H, W, C]` -> `[B, h, w, f f C]`, f = `known.fold`.
+
+    The pixels of a latent's place stand side by side as channels, so nothing is lost or learnt, and a picture of any kind
+    is concatenated to the latents (Rombach et al. 2022, section 4.3.2, who make it smaller or encode it). All else, and
+    every condition of a run on pixels, stays as it is.
+    """
+    if not known.picture:
+        return dict(cond)
+    return {name: space_to_depth(value, known.fold) if name in ("image", "mask") else value for name, value in cond.items()}
 
 
 def write_facts(workdir: Any, known: Facts) -> None:
@@ -87,9 +112,9 @@ def check_condition(cond: Any, known: Facts, num: int) -> None:
     for name in given:
         if name not in allowed:
             raise ValueError(f"cond has {name!r}; allowed: {', '.join(allowed)}")
-    if known.picture and "mask" in given:
+    if known.picture and not known.masked and "mask" in given:
         raise ValueError("cond has 'mask', but this run diffuses latents, in which no pixel can be held; allowed: a run on "
-                         "pixels")
+                         "pixels, or one of task.kind=inpaint")
     if known.condition and "image" not in given:
         raise ValueError(f"this run needs a condition picture; mend: cond['image'], of shape ({num}, "
                          f"{', '.join(map(str, known.condition))}) in [-1, 1]")
@@ -123,7 +148,7 @@ def _check_text(given: Mapping[str, Any], known: Facts, num: int) -> None:
     if len(shape) != 3 or shape[0] != num or shape[2] != known.text[1]:
         raise ValueError(f"cond['text'] has shape {shape}; allowed: ({num}, L, {known.text[1]}), as run.read gives it")
     if "text_mask" in given and jnp.shape(given["text_mask"]) != shape[:2]:
-        raise ValueError(f"cond['text_mask'] has shape {jnp.shape(given['text_mask'])}; allowed: {shape[:2]}, as cond['text']")
+        raise ValueError(f"cond['text_mask'] has shape {jnp.shape(given['text_mask'])}; allowed: {shape[:2]}, as the text")
 
 
 def labels_from_text(text: str, num: int, known: Facts) -> np.ndarray:

@@ -138,9 +138,10 @@ def _preview(
     draw = jax.jit(run.sampler(), static_argnums=3)
     cond: Any = {"label": jnp.arange(num) % known.num_classes} if known.num_classes else {}
     beside: Any = None
-    captions: list[str] = []
+    captions: Any = None
     if known.text:
-        captions = np.resize(data.captions(build.source(config, "test")), num).tolist()
+        captions = np.resize(data.captions(build.source(config, "test")), num)
+        beside = {"caption": captions}
     if known.condition:
         rows = max(1, num // 4)  # four draws of each condition
         beside, num = build.examples(config, known, "test", rows), 4 * rows
@@ -150,14 +151,14 @@ def _preview(
         beside = {"x": np.asarray(data.preview(build.source(config, "test"), 5000)["x"])}
 
     def asked(params: Any) -> Any:
-        return {**cond, **(run._replace(params=params).read(captions) if captions else {})} or None
+        return {**cond, **({} if captions is None else run._replace(params=params).read(captions))} or None
 
     draw.eval_shape(state.ema[name]["ema"], state.key, asked(state.ema[name]["ema"]), num)  # as above
 
     def preview(state: training.TrainState, step: int) -> list[tuple[str, np.ndarray]]:
         params = state.ema[name]["ema"]
         samples = draw(params, jax.random.key(config.seed), asked(params), num)
-        return [("samples", picture(np.asarray(samples), known, {"caption": captions} if captions else beside))]
+        return [("samples", picture(np.asarray(samples), known, beside))]
 
     return preview
 

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxdiff import build, codec, conditioning, losses, tables, training
-from jaxdiff.facts import Facts
+from jaxdiff.facts import Facts, folded
 from jaxdiff.networks import quantizer
 from jaxdiff.sde import Discrete
 from jaxdiff.types import LossFn
@@ -45,6 +45,8 @@ def loss(config: ConfigDict, net: Any, known: Facts) -> Objective:
         draws.append(conditioning.drop(config.condition.drop, known.num_classes))
     if known.low_res:
         draws.append(build.draw_low_res(config))
+    elif known.condition and known.picture:
+        draws.append(lambda keys, cond: folded(known, cond))
     if draws:
         extra["draw_cond"] = conditioning.chain(*draws)
     if judge is not None:

@@ -64,8 +64,8 @@ def linked(config: ConfigDict, known: Facts, records: data.Source, workdir: Any)
     if part.encoder is None:
         return known, None
     if build.trains(config) != "denoiser" or config.network.kind != "unet" or known.kind != "image":
-        raise ValueError(f"text.encoder is {part.encoder!r}; allowed with loss.kind=denoising or hybrid and network.kind=unet, "
-                         "on pictures")
+        raise ValueError(f"text.encoder is {part.encoder!r}; allowed with loss.kind=denoising or hybrid and "
+                         "network.kind=unet, on pictures")
     if not records.has_captions:
         raise ValueError(f"text.encoder is {part.encoder!r}, and {records.name} has no captions; mend: data with captions, "
                          "such as emoji, or folder:PATH with --config.data.options.captions=True")
@@ -93,8 +93,8 @@ def open_reader(config: ConfigDict, known: Facts | None, workdir: Any) -> Reader
     folder = _folder(part.encoder)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        raise FileNotFoundError(f"text.encoder is {part.encoder!r}, where no .safetensors file is; allowed: a folder with the "
-                                f"weights, config.json and vocabulary of CLIP's or BERT's class, or {TRAINED}")
+        raise FileNotFoundError(f"text.encoder is {part.encoder!r}, where no .safetensors file is; allowed: a folder with "
+                                f"the weights, config.json and vocabulary of CLIP's or BERT's class, or {TRAINED}")
     net, params = load_text_encoder(weights if len(weights) > 1 else weights[0])
     if part.length > net.max_length:
         raise ValueError(f"text.length is {part.length}; allowed: up to {net.max_length}, which {part.encoder!r} reads")
@@ -102,7 +102,8 @@ def open_reader(config: ConfigDict, known: Facts | None, workdir: Any) -> Reader
     if known is not None and known.encoder != name:
         raise ValueError(f"text.encoder is {part.encoder!r}, whose parameters are {name} and were {known.encoder} when this "
                          "run was trained; mend: the encoder as it was, or train this run again")
-    call = jax.jit(lambda ids, mask: net.apply({"params": params}, ids, mask).hidden)
+    encode: Any = lambda ids, mask: net.apply({"params": params}, ids, mask)
+    call = jax.jit(lambda ids, mask: encode(ids, mask).hidden)
     return Reader(data.load_tokenizer(folder), part.length, kept(call), net.width, name)
 
 

@@ -50,7 +50,7 @@ class Run(NamedTuple):
         if self.reader is None:
             raise ValueError(f"the run {self.config.name!r} was trained without captions and reads no text; mend: leave it "
                              "out, or a run of configs/latent.py:cond=text")
-        ids, mask = self.reader.tokens(texts)[:2]
+        ids, mask = self.reader.tokens([str(text) for text in texts])[:2]
         if self.reader.embed is not None:
             return {"text": jnp.asarray(self.reader.embed(ids, mask)), "text_mask": jnp.asarray(mask)}
         hidden = self.network.apply({"params": self.params}, ids, mask, method="read")

@@ -60,7 +60,7 @@ def draw(
         told["label"] = balanced_labels(num, run.facts.num_classes)
     if "label" in told:
         check_labels(told["label"], run.facts)
-    prompts = told.pop("prompt", None)
+    prompts = np.asarray(told.pop("prompt")) if "prompt" in told else None
     check_condition(told, run.facts, num)
     size = min(batch_size, num)
     sampler = jax.jit(run.sampler(**how), static_argnums=3)
@@ -68,9 +68,9 @@ def draw(
     for i, start in enumerate(range(0, num, size)):
         rows = np.arange(start, start + size) % num  # the last batch is filled up, and cut below
         part = {name: jnp.asarray(value[rows]) for name, value in told.items()}
-        part |= run.read([str(prompts[row]) for row in rows]) if prompts is not None else {}
+        part |= run.read(prompts[rows]) if prompts is not None else {}
         found.append(np.asarray(sampler(run.params, jax.random.fold_in(jax.random.key(seed), i), part or None, size)))
-    return Samples(np.concatenate(found)[:num], told | ({} if prompts is None else {"prompt": np.asarray(prompts)}))
+    return Samples(np.concatenate(found)[:num], told | ({} if prompts is None else {"prompt": prompts}))
 
 
 def shown(run: Run, samples: Samples, most: int | None = None) -> tuple[np.ndarray, Facts, Any]:

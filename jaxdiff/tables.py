@@ -136,7 +136,8 @@ GRIDS: Table = {
 DERIVED = {
     "estimator": ("path",),
     "augmentation": ("path",),
-    "network": ("num_classes", "out_channels", "name", "parent", "kind", "text_dim", "text_encoder"),  # an autoencoder's kind: by its num_codes
+    # an autoencoder's kind: by its num_codes
+    "network": ("num_classes", "out_channels", "name", "parent", "kind", "text_dim", "text_encoder"),
     "loss": ("apply_fn", "path", "parameterization", "draw_times", "weighting", "draw_cond", "stochastic", "network",
              "levels", "augment", "discriminate", "latent_dim", "total_steps", "code", "paint", "perceptual", "track",
              "last_layer"),
@@ -267,9 +268,9 @@ def base() -> ConfigDict:
             "augmentation_path": section(PATHS, "cosine"),
             # run: of the autoencoder whose latents are diffused, None for pixels; scale: of the latents, None measures it
             "codec": {"run": placeholder(str), "scale": placeholder(float)},
-            # captions as the condition. encoder: None without, "trained" for a small one learned with the network, or the folder
-            # of a public one's weights, package:NAME where a package holds them; length: tokens of a caption at most; the
-            # rest is of the one that is learned
+            # captions as the condition. encoder: None without, "trained" for a small one learned with the network, or the
+            # folder of a public one's weights, package:NAME where a package holds them; length: tokens of a caption at most;
+            # the rest is of the one that is learned
             "text": {"encoder": placeholder(str), "length": 32, "vocab_size": 4096, "width": 128, "layers": 2, "heads": 4},
             "path": section(PATHS, "edm"),
             "parameterization": section(PARAMETERIZATIONS, "edm", learned_variance=False),

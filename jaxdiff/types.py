@@ -20,8 +20,8 @@ Time = Float[Array, "*B"]
 
 Cond = Mapping[str, Any] | None
 """What the network is told beside `x_t` and `t`. Keys: `label` int32 [B] (the class count itself is "no class"), `text`
-[B, L, D], `text_mask` bool [B, L], `tokens` int32 [B, L] (in training, where the text encoder is learned too), `low_res` [B, h, w, C], `low_res_t` [B], `image` [B, H, W, C], `mask`
-[B, H, W, 1], `z` [B, D]."""
+[B, L, D], `text_mask` bool [B, L], `tokens` int32 [B, L] (where the text encoder is learned, in training), `low_res`
+[B, h, w, C], `low_res_t` [B], `image` [B, H, W, C], `mask` [B, H, W, 1], `z` [B, D]."""
 
 Batch = Mapping[str, Any]
 """One training batch: `x` is what is diffused (an array, or a dict of arrays), `index` int32 [B] numbers the examples

@@ -182,7 +182,6 @@ def test_a_stop_changes_nothing(coder, tmp_path):
     ({"data__channels": 3}, "with 1 channels, and these have 3"),
     ({"data__size": 9}, "multiples of 2"),
     ({"estimator__kind": "cdiffe", "task__kind": "sr"}, "whose condition is not diffused"),
-    ({"task__kind": "sr"}, "whose picture has the size of x, and latents are smaller"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(coder, overrides, line, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=line):

@@ -70,6 +70,7 @@ def check_config(
         raise ValueError(f"{path} is not JSON ({error}); restore it, or train into another workdir") from None
     now = _flat(as_json(config))
     differ = [key for key in sorted(was.keys() | now.keys()) if was.get(key, _ABSENT) != now.get(key, _ABSENT)]
+    differ = [key for key in differ if key in now or was[key] is not None]  # an older version's key that said nothing
     differ = [key for key in differ if not any(key == k or key.startswith(f"{k}.") for k in may_change)]
     if differ:
         key = differ[0]

@@ -206,6 +206,8 @@ def test_config_check(tmp_path):
     with pytest.raises(ValueError, match=r"net\.width=64, and this one asks for 32") as caught:
         check_config(tmp_path, {**was, "net": {"width": 32, "mult": [1, 2]}})
     assert "\n" not in str(caught.value)
+    (tmp_path / "config.json").write_text(json.dumps({**was, "old": None}))
+    check_config(tmp_path, was)
     newer = {**was, "net": {**was["net"], "depth": 5}}  # the run was begun before this key was there
     check_config(tmp_path, newer, defaults={"net": {"depth": 5, "width": 1}})
     for defaults in ({}, {"net": {"depth": 7}}):
