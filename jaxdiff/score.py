@@ -19,12 +19,12 @@ from ml_collections import ConfigDict
 from jaxdiff import autoencoding, build, data, evaluation, inverse, observe
 from jaxdiff.facts import Facts, check_condition, check_labels
 from jaxdiff.losses import variational_bound
-from jaxdiff.realism import real_examples, score_pictures
+from jaxdiff.realism import real_examples, score_pictures, score_words
 from jaxdiff.run import Run
 from jaxdiff.samplers import bits_per_dim, log_likelihood
 from jaxdiff.types import Array
 
-IMAGE_METRICS = ("agreement", "frechet", "kid", "precision_recall", "inception_score", "cas")
+IMAGE_METRICS = ("agreement", "frechet", "kid", "precision_recall", "inception_score", "words", "cas")
 POINT_METRICS = ("points",)
 
 
@@ -114,11 +114,23 @@ def score(
                          "cascade, by jaxdiff cascade")
     if run.facts.condition and not run.facts.low_res:
         return _score_pairs(run, workdir, num, wanted, seed, progress, how)
-    samples = draw(run, num, seed, _low_res(run, num) if run.facts.low_res else None, part.batch_size, **how)
+    given = _low_res(run, num) if run.facts.low_res else {}
+    if run.facts.text:
+        given["prompt"] = prompts(run, num)
+    samples = draw(run, num, seed, given, part.batch_size, **how)
     calls = {"network_calls": network_calls(run, **how)}
     if run.facts.kind == "points":
         return calls | _score_points(run, samples), samples
+    if "words" in wanted:
+        calls |= score_words(run, workdir, samples.x, samples.cond["prompt"], progress)
+    wanted = tuple(name for name in wanted if name != "words")
     return calls | score_pictures(run, workdir, [(samples.x, samples.cond.get("label"))], wanted, progress), samples
+
+
+def prompts(run: Run, num: int) -> np.ndarray:
+    """`num` captions of the split `evaluate.captions`, drawn from all of it by a fixed seed, in turn where it has fewer."""
+    records = build.source(run.config, run.config.evaluate.captions)
+    return np.resize(data.preview(records, num, captions=True)["caption"], num)
 
 
 def _low_res(run: Run, num: int) -> dict[str, np.ndarray]:
@@ -166,10 +178,13 @@ def check_metrics(config: ConfigDict, known: Facts, metrics: Sequence[str] = ())
         raise NoScores(f"points of {config.data.source!r} have no known modes to score; allowed: gaussians25")
     if known.kind == "image" and not known.num_classes:
         allowed = tuple(name for name in allowed if name not in ("agreement", "cas"))
+    if not known.text:
+        allowed = tuple(name for name in allowed if name != "words")
     wanted = tuple(metrics) or tuple(part.metrics) or tuple(name for name in allowed if name != "cas")
     for name in wanted:
         if name not in allowed:
-            why = ", which needs classes" if name in IMAGE_METRICS and known.kind == "image" else ""
+            needs = "captions" if name == "words" else "classes"
+            why = f", which needs {needs}" if name in IMAGE_METRICS and known.kind == "image" else ""
             raise ValueError(f"metric is {name!r}{why}; allowed for this run: {', '.join(allowed)}")
     judged = known.kind == "points" or known.num_classes or part.inception or part.classifier
     if not judged and build.source(config, "train").num_classes == 0:

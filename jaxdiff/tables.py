@@ -310,6 +310,7 @@ def base() -> ConfigDict:
                 "classifier": placeholder(str),  # a run directory; None trains one beside this run, once
                 "inception": placeholder(str),  # a file of FID Inception weights
                 "draws": 4,  # of each condition picture
+                "captions": "test",  # the split whose captions are drawn, by a run that reads them
                 "lpips": placeholder(str),  # a file of AlexNet or VGG16 weights, for LPIPS
                 "lpips_net": "alex",
             },
