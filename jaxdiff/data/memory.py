@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from jaxdiff.data.captions import one_line
 from jaxdiff.data.records import Columns, Source, Subset, split_numbers
 
 
@@ -14,6 +16,7 @@ def arrays(
     x: np.ndarray,
     label: np.ndarray | None = None,
     *,
+    caption: np.ndarray | Sequence[str] | None = None,
     split: str | None = None,
     test: float = 0.1,
     validation: float = 0.0,
@@ -25,9 +28,10 @@ def arrays(
     """In-memory data: `x` [N, H, W, C] or [N, H, W] integer levels or floats in [-1, 1], or [N, D] points.
 
     Integer images have `levels` grey levels (256 by default); float images and points are continuous (levels 0).
-    `split=None` keeps every record; otherwise the shares `test` and `validation` are cut out, stratified by label.
+    `caption` [N] is a text for each. `split=None` keeps every record; otherwise the shares `test` and `validation` are
+    cut out, stratified by label.
 
-    Raises ValueError for shapes, values or labels that do not fit each other.
+    Raises ValueError for shapes, values, labels or captions that do not fit each other.
     """
     x = np.asarray(x)
     if x.ndim not in (2, 3, 4) or len(x) == 0:
@@ -65,17 +69,23 @@ def arrays(
         columns["label"] = strata.astype(np.int32)
     elif num_classes or class_names:
         raise ValueError(f"{name}: num_classes or class_names given, but no label")
+    if caption is not None:
+        texts = np.asarray(caption)
+        if texts.shape != (len(x),) or texts.dtype.kind != "U":
+            raise ValueError(f"{name}: caption is {texts.dtype} {texts.shape}; allowed: texts [{len(x)}]")
+        columns["caption"] = np.array([one_line(text) for text in texts.tolist()])
     for column in columns.values():
         column.flags.writeable = False  # astype copied them all
     records: Columns | Subset = Columns(columns)
     if split is not None:
         records = Subset(records, split_numbers(strata, split, test=test, validation=validation, name=name))
     names = class_names or tuple(str(c) for c in range(num_classes or 0))
-    return Source(name, split or "all", records, x.shape[1:], levels, num_classes or 0, names, kind)  # type: ignore[arg-type]
+    facts = (x.shape[1:], levels, num_classes or 0, names, kind)
+    return Source(name, split or "all", records, *facts, has_captions=caption is not None)  # type: ignore[arg-type]
 
 
 def npz(path: str, split: str, *, test: float = 0.1, validation: float = 0.0, levels: int | None = None) -> Source:
-    """An .npz file with `x` (or `samples`, as `jaxdiff sample` writes) and perhaps `label`, as for `arrays`.
+    """An .npz file with `x` (or `samples`, as `jaxdiff sample` writes) and perhaps `label` and `caption`, as for `arrays`.
 
     Raises FileNotFoundError, or ValueError for a file that is no .npz or holds no such array.
     """
@@ -83,15 +93,17 @@ def npz(path: str, split: str, *, test: float = 0.1, validation: float = 0.0, le
         raise FileNotFoundError(f"npz:{path}: no such file")
     try:
         with np.load(path, allow_pickle=False) as file:
-            held = {key: file[key] for key in file.files if key in ("x", "samples", "label")}
+            held = {key: file[key] for key in file.files if key in ("x", "samples", "label", "caption")}
             keys = list(file.files)
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"npz:{path}: not a readable .npz file of plain arrays ({error})") from None
     x = held.get("x", held.get("samples"))
     if x is None:
-        raise ValueError(f"npz:{path} holds {', '.join(keys) or 'nothing'}; needed: x (or samples), and perhaps label")
-    label = held.get("label")
-    return arrays(x, label, split=split, test=test, validation=validation, levels=levels, name=f"npz:{path}")
+        there = ", ".join(keys) or "nothing"
+        raise ValueError(f"npz:{path} holds {there}; needed: x (or samples), and perhaps label and caption")
+    cut = {"split": split, "test": test, "validation": validation}
+    beside = {"label": held.get("label"), "caption": held.get("caption")}
+    return arrays(x, **beside, **cut, levels=levels, name=f"npz:{path}")  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=1)

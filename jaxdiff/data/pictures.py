@@ -1,9 +1,11 @@
-"""A folder of pictures: a class per subfolder, or none; parts train/, test/, validation/ where the folder has them."""
+"""A folder of pictures: a class per subfolder, or none; parts train/, test/, validation/ where the folder has them; and a
+caption for each where that is asked for.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from jaxdiff.data.captions import check_form, picture_captions
 from jaxdiff.data.records import Source, choose_part, split_numbers
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -21,11 +24,12 @@ Header = tuple[tuple[int, int], bool]  # (height, width), is it grey
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Files read on access: uint8 [H, W, channels], with `label` where there are classes and `name`, the path."""
+    """Files read on access: uint8 [H, W, channels], with `label` and `caption` where there are such and `name`, the path."""
 
     paths: tuple[Path, ...]
     labels: np.ndarray | None
     channels: int
+    captions: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -35,7 +39,12 @@ class Pictures:
         record: dict[str, Any] = {"image": read_picture(path, self.channels), "name": str(path)}
         if self.labels is not None:
             record["label"] = self.labels[number]
+        if self.captions is not None:
+            record["caption"] = self.captions[number]
         return record
+
+    def take_captions(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
+        return [(self.captions or ())[int(number)] for number in numbers]
 
 
 def read_picture(path: Path, channels: int) -> np.ndarray:
@@ -130,6 +139,7 @@ def folder(
     on_unreadable: str = "refuse",
     check: str = "decode",
     channels: int | None = None,
+    captions: bool | str = False,
     num_threads: int = 8,
 ) -> Source:
     """Pictures (png, jpg, webp, bmp, gif) under `path`; `shape` is the first picture's.
@@ -140,10 +150,15 @@ def folder(
     `check="header"` reads headers only, for millions of files, and a broken one then stops the run, by name. Broken
     files are refused, or with `on_unreadable="skip"` left out, counted and named in a warning.
 
-    Raises FileNotFoundError without such a folder; ValueError for no pictures, broken ones, or wrong words.
+    `captions=True` takes the text of `NAME.txt` beside each `NAME.png`; `captions="metadata.jsonl"` (or another name) a
+    file of JSON lines, `{"file_name": PATH, "text": CAPTION}`, in the part's folder or in the whole one, whose paths start
+    where it lies. They are read once, here.
+
+    Raises FileNotFoundError without such a folder or file; ValueError for no pictures, broken ones, pictures without a
+    caption, or wrong words.
     """
     cut = {"test": test, "validation": validation}
-    return read_folder(f"folder:{path}", path, split, cut, on_unreadable, check, channels, num_threads)
+    return read_folder(f"folder:{path}", path, split, cut, on_unreadable, check, channels, num_threads, captions=captions)
 
 
 def read_folder(
@@ -156,6 +171,7 @@ def read_folder(
     channels: int | None,
     num_threads: int,
     fault: Callable[[Header], str] = lambda header: "",
+    captions: bool | str = False,
 ) -> Source:
     """What `folder` does, for a source of another `name`; `cut` is the shares of test and validation.
 
@@ -165,12 +181,14 @@ def read_folder(
         raise ValueError(f"on_unreadable={on_unreadable!r}, check={check!r}; allowed: refuse or skip, and decode or header")
     if channels not in (None, 1, 3):
         raise ValueError(f"{name}: channels={channels}; allowed: 1 or 3")
+    check_form(name, captions)
     root = Path(path).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"{name}: no such folder")
     parts = _parts(root)
     plan = choose_part(name, parts or ("train",), split, test=cut["test"], validation=cut["validation"])
-    paths, labels, class_names = _listing(parts.get(plan.part, root), name)
+    part = parts.get(plan.part, root)
+    paths, labels, class_names = _listing(part, name)
     if not paths:
         raise ValueError(f"{name} holds no pictures for {split}; looked for {', '.join(SUFFIXES)}")
     if labels is not None and parts and plan.part != "train":
@@ -187,6 +205,11 @@ def read_folder(
     strata = np.zeros(len(good), np.int32) if every is None else every[good]
     picked = split_numbers(strata, plan.piece, test=plan.test, validation=plan.validation, name=name)
     numbers = good[picked]
-    records = Pictures(tuple(paths[n] for n in numbers), None if every is None else every[numbers], channels)
+    texts = None
+    if captions:
+        told = picture_captions(name, [paths[n] for n in good], captions, (part, root), num_threads)
+        texts = tuple(told[n] for n in picked)
+    records = Pictures(tuple(paths[n] for n in numbers), None if every is None else every[numbers], channels, texts)
     size, _ = headers[int(good[0])]
-    return Source(name, split, records, (*size, channels), 256, len(class_names), class_names)
+    shape = (*size, channels)
+    return Source(name, split, records, shape, 256, len(class_names), class_names, has_captions=texts is not None)

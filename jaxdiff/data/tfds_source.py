@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jaxdiff.data.captions import one_line
 from jaxdiff.data.records import Source, Subset, choose_part, split_numbers
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")  # an interrupted preparation lies in incomplete.*
@@ -21,17 +22,32 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")  # an interrupted preparation lies in in
 
 @dataclass(frozen=True, eq=False)
 class TfdsRecords:
-    """A TFDS data source whose records carry just `image`, and `label` where there are classes."""
+    """A TFDS data source whose records carry just `image`, `label` where there are classes, and `caption` where the name
+    of its feature is given; `texts` reads the same records without their pictures."""
 
     read: Sequence[Mapping[str, Any]]
     labelled: bool
+    caption: str | None = None
+    texts: Sequence[Mapping[str, Any]] = ()
 
     def __len__(self) -> int:
         return len(self.read)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         record = self.read[number]
-        return {"image": record["image"], "label": record["label"]} if self.labelled else {"image": record["image"]}
+        kept = {"image": record["image"]}
+        if self.labelled:
+            kept["label"] = record["label"]
+        if self.caption is not None:
+            kept["caption"] = _text(record[self.caption])
+        return kept
+
+    def take_captions(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
+        return [_text(self.texts[int(number)][str(self.caption)]) for number in numbers]
+
+
+def _text(value: bytes) -> str:
+    return one_line(value.decode("utf-8", errors="replace"))  # some data sets hold a few broken bytes
 
 
 def _prepared_folder(name: str, data_dir: str | None) -> Path:
@@ -56,32 +72,54 @@ def _prepared_folder(name: str, data_dir: str | None) -> Path:
     return max(found, key=lambda folder: [int(part) for part in folder.name.split(".")])
 
 
-def tfds_source(name: str, split: str, *, data_dir: str | None = None, test: float = 0.1, validation: float = 0.0) -> Source:
-    """The `image` (and `label`, if it is a class) of a prepared TFDS data set; `shape` is the first record's.
+def _check_caption(name: str, features: Mapping[str, Any], caption: str) -> None:
+    texts = [key for key, feature in features.items() if isinstance(feature, tfds.features.Text)]
+    if caption not in texts:
+        found = type(features[caption]).__name__ if caption in features else "absent"
+        allowed = f"its texts, {', '.join(texts)}" if texts else "none, for it holds no texts"
+        raise ValueError(f"tfds:{name} has no text caption={caption!r}, which is {found}; allowed: {allowed}")
+
+
+def tfds_source(
+    name: str,
+    split: str,
+    *,
+    data_dir: str | None = None,
+    test: float = 0.1,
+    validation: float = 0.0,
+    caption: str | None = None,
+) -> Source:
+    """The `image` (and `label`, if it is a class) of a prepared TFDS data set; `shape` is the first record's. `caption`
+    names the text feature that holds the captions.
 
     Splits follow `choose_part`: the data set's own parts where it has them. Shares cut from train are drawn by a fixed
     seed and not stratified, for that would read every record.
 
-    Raises FileNotFoundError if the data set is not prepared as ArrayRecord, ValueError for one without images.
+    Raises FileNotFoundError if the data set is not prepared as ArrayRecord, ValueError for one without images or without
+    such a text.
     """
     folder = _prepared_folder(name, data_dir)
     builder = tfds.builder_from_directory(folder)
     features = dict(builder.info.features.items())
     if "image" not in features:
         raise ValueError(f"tfds:{name} has no feature `image`, only: {', '.join(sorted(features))}")
+    if caption is not None:
+        _check_caption(name, features, caption)
     plan = choose_part(f"tfds:{name}", set(builder.info.splits), split, test=test, validation=validation)
     label: Any = features.get("label")
     num_classes = int(getattr(label, "num_classes", None) or 0)
-    wanted = {"image", "label"} if num_classes else {"image"}
+    wanted = ({"image", "label"} if num_classes else {"image"}) | {caption}
     skipped = {key: tfds.decode.SkipDecoding() for key in features if key not in wanted}
+    bare = {**skipped, "image": tfds.decode.SkipDecoding()}
     try:
         read = builder.as_data_source(plan.part, decoders=skipped or None)
+        texts = () if caption is None else builder.as_data_source(plan.part, decoders=bare)
     except NotImplementedError:  # there, but as TFRecord
         raise FileNotFoundError(
             f"tfds:{name} lies in {folder} as {builder.info.file_format.value}, not as ArrayRecord: "
             f"remove it, or give another data_dir, and run `jaxdiff data prepare tfds:{name}`"
         ) from None
-    records: Any = TfdsRecords(read, num_classes > 0)
+    records: Any = TfdsRecords(read, num_classes > 0, caption, texts)
     if plan.test or plan.validation or plan.piece != "train":
         strata = np.zeros(len(read), np.int32)
         records = Subset(
@@ -93,7 +131,7 @@ def tfds_source(name: str, split: str, *, data_dir: str | None = None, test: flo
         raise ValueError(f"tfds:{name} has images of {first.dtype}; allowed: uint8, or float32 in [-1, 1]")
     levels = 256 if first.dtype == np.uint8 else 0
     names = tuple(label.names) if num_classes and label.names else tuple(str(c) for c in range(num_classes))
-    return Source(f"tfds:{name}", split, records, first.shape, levels, num_classes, names)
+    return Source(f"tfds:{name}", split, records, first.shape, levels, num_classes, names, has_captions=caption is not None)
 
 
 def prepare_tfds(name: str, data_dir: str | None = None) -> str:

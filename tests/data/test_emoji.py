@@ -103,6 +103,8 @@ def test_records_hold_a_picture_its_group_and_its_name(font, parts):
     record = source.records[0]
     assert record["image"].shape == (136, 136, 3) and record["image"].dtype == np.uint8
     assert set(record) == {"image", "label", "name", "caption"}
+    texts = data.captions(source)
+    assert source.has_captions and texts == parts["test"]["name"].tolist() and texts[0] == record["caption"]
     told = {name: GROUPS[label] for part in parts.values() for name, label in zip(part["name"], part["label"], strict=True)}
     assert told["hamburger"] == "Food & Drink" and told["waving hand sign: medium skin tone"] == "People & Body"
     assert all(set(part["label"]) == set(range(9)) for part in parts.values())

@@ -24,6 +24,7 @@ BUILDER = """
                 "image": tfds.features.Image(shape=(None, 8, 3)),
                 "label": tfds.features.ClassLabel(names=["even", "odd"]),
                 "note": tfds.features.Text(),
+                "size": np.int64,
             }))
 
         def _split_generators(self, dl_manager):
@@ -32,7 +33,7 @@ BUILDER = """
         def _generate_examples(self, start, end):
             for i in range(start, end):
                 image = np.full((6 + 2 * (i % 2), 8, 3), i, np.uint8)
-                yield i, {"image": image, "label": i % 2, "note": f"number {i}"}
+                yield i, {"image": image, "label": i % 2, "note": f"number\\n  {i} né ", "size": i}
 """
 PREPARE = """
     import sys
@@ -52,7 +53,7 @@ PREPARE = """
 READ = """
     import json, sys
     import numpy as np
-    from jaxdiff.data import Preprocess, open_source, pipeline, to_levels
+    from jaxdiff.data import Preprocess, captions, open_source, pipeline, to_levels
     from jaxdiff.data.records import take
     out = {"sources": {}}
     for split in ("train", "validation", "test"):
@@ -66,6 +67,15 @@ READ = """
     batches = list(stream.batches())
     out["epoch"] = [[int(to_levels(x)[0, 0, 0]), int(y)] for b in batches for x, y in zip(b["x"], b["label"])]
     out["resumed"] = bool(np.array_equal(next(stream.batches(2))["x"], batches[2]["x"]))
+    told = open_source("tfds:stripes", "validation", data_dir=sys.argv[1], validation=0.2, caption="note")
+    rows = [told.records[i] for i in range(len(told))]
+    out["told"] = [captions(told), [[int(row["image"].min()), row["caption"]] for row in rows]]
+    out["refused"] = []
+    for word in ("size", "caption"):
+        try:
+            open_source("tfds:stripes", data_dir=sys.argv[1], caption=word)
+        except ValueError as error:
+            out["refused"].append(str(error))
     out["tensorflow"] = "tensorflow" in sys.modules
     print(json.dumps(out))
 """
@@ -105,6 +115,11 @@ def test_prepared_data_is_read_in_another_process_without_tensorflow(prepared):
     assert seen["train"] | seen["validation"] == set(range(60)) and not seen["train"] & seen["validation"]
     assert got["shape"] == [12, 6, 6, 1] and got["resumed"]
     assert sorted(got["epoch"]) == [[i, i % 2] for i in range(60)] and got["epoch"] != sorted(got["epoch"])
+    texts, rows = got["told"]
+    assert len(rows) == 12 and texts == [text for _, text in rows] == [f"number {i} né" for i, _ in rows]
+    for word, said in zip(("size", "caption"), got["refused"], strict=True):
+        assert said.startswith(f"tfds:stripes has no text caption={word!r}, which is ")
+        assert said.endswith("; allowed: its texts, note") and ("absent" in said) == (word == "caption")
 
 
 def test_what_is_not_there_is_said_in_one_line(prepared, tmp_path):
