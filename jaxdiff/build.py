@@ -107,16 +107,6 @@ def dtype_of(name: str) -> Any:
     return {"index": np.int32, "label": np.int32, "tokens": np.int32, "text_mask": np.bool_}.get(name, np.float32)
 
 
-def draw_low_res(config: ConfigDict) -> Callable[[Key, Mapping[str, Any]], dict[str, Any]]:
-    """`(keys [B], cond) -> cond` of a stage in training: the batch's picture y, spoilt, where its network reads it."""
-    augment = augmentation(config)
-
-    def draw(keys: Key, cond: Mapping[str, Any]) -> dict[str, Any]:
-        return augment.draw(keys, {"low_res" if name == "image" else name: value for name, value in cond.items()})
-
-    return draw
-
-
 def told(
     config: ConfigDict, known: Facts, cond: Mapping[str, Any] | None, key: Key | None = None, s: float = 0.0
 ) -> dict[str, Any] | None:

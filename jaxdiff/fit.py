@@ -168,7 +168,9 @@ def picture(samples: np.ndarray, known: Facts, beside: dict[str, np.ndarray] | N
     condition | draws | truth where `beside` holds the conditions `image` `[N, ...]`, for K N samples; where it holds
     `caption`, a text for each, a grid with these."""
     if beside is not None and "caption" in beside:
-        return evaluation.captioned_grid(samples, list(beside["caption"]))
+        texts = [str(text) for text in beside["caption"]]
+        cycle = len(dict.fromkeys(texts))  # a column a prompt, where several are drawn of each
+        return evaluation.captioned_grid(samples, texts, cycle if 1 < cycle <= 12 and cycle < len(texts) else None)
     if beside is not None and "image" in beside:
         draws = samples.reshape(-1, len(beside["image"]), *samples.shape[1:])
         return evaluation.condition_picture(beside["image"], draws, beside.get("x"))

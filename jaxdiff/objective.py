@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from jaxdiff import build, codec, conditioning, losses, tables, training
 from jaxdiff.facts import Facts, folded
 from jaxdiff.networks import quantizer
 from jaxdiff.sde import Discrete
-from jaxdiff.types import LossFn
+from jaxdiff.types import Key, LossFn
 
 
 class Objective(NamedTuple):
@@ -44,7 +44,7 @@ def loss(config: ConfigDict, net: Any, known: Facts) -> Objective:
     if (known.num_classes or known.text) and config.condition.drop > 0:
         draws.append(conditioning.drop(config.condition.drop, known.num_classes))
     if known.low_res:
-        draws.append(build.draw_low_res(config))
+        draws.append(_draw_low_res(config))
     elif known.condition and known.picture:
         draws.append(lambda keys, cond: folded(known, cond))
     if draws:
@@ -97,6 +97,16 @@ def _autoencoder(config: ConfigDict, net: Any, judge: Any) -> Objective:
     made = tables.make(tables.LOSSES, config.loss, "loss", "loss", **extra)
     found = {} if made.discriminator is None else {"discriminator": made.discriminator}
     return Objective({**found, "autoencoder": made.generator}, made.forward, state, revive)
+
+
+def _draw_low_res(config: ConfigDict) -> Callable[[Key, Mapping[str, Any]], dict[str, Any]]:
+    """`(keys [B], cond) -> cond` of a stage in training: the batch's picture y, spoilt, where its network reads it."""
+    augment = build.augmentation(config)
+
+    def draw(keys: Key, cond: Mapping[str, Any]) -> dict[str, Any]:
+        return augment.draw(keys, {"low_res" if name == "image" else name: value for name, value in cond.items()})
+
+    return draw
 
 
 def draw_times(config: ConfigDict) -> Any:

@@ -65,7 +65,8 @@ def check_config(
     if not path.exists():
         return
     try:
-        was = (_flat(as_json(defaults)) if defaults else {}) | _flat(json.loads(path.read_text()))
+        held = {key: value for key, value in _flat(as_json(defaults)).items() if value != {}}  # an empty section has no keys
+        was = held | _flat(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}); restore it, or train into another workdir") from None
     now = _flat(as_json(config))

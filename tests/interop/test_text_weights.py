@@ -88,7 +88,7 @@ def test_minilm_equals_transformers(minilm):
     net, params = load_text_encoder(minilm / "model.safetensors")
     assert net.kind == "bert" and count_params(params) == 22_565_376  # the published 22.7M less the pooler's 147,840
     model = transformers.BertModel.from_pretrained(str(minilm), local_files_only=True).eval()
-    ids, mask, truncated = load_tokenizer(minilm).encode(SENTENCES, 32)
+    ids, mask, truncated, _ = load_tokenizer(minilm).encode(SENTENCES, 32)
     assert not truncated and len({*mask.sum(axis=1)}) >= 8
     hidden, pooled = apply(net, params, ids, mask)
     for i in range(len(SENTENCES)):

@@ -209,7 +209,7 @@ def test_config_check(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**was, "old": None}))
     check_config(tmp_path, was)
     newer = {**was, "net": {**was["net"], "depth": 5}}  # the run was begun before this key was there
-    check_config(tmp_path, newer, defaults={"net": {"depth": 5, "width": 1}})
+    check_config(tmp_path, newer, defaults={"net": {"depth": 5, "width": 1}, "train": {"log": {}}})
     for defaults in ({}, {"net": {"depth": 7}}):
         with pytest.raises(ValueError, match=r"net\.depth=.*, and this one asks for 5"):
             check_config(tmp_path, newer, defaults=defaults)
