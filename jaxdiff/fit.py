@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdiff import build, codec, data, evaluation, objective, training
+from jaxdiff import build, caching, codec, data, evaluation, objective, training
 from jaxdiff.facts import Facts, write_facts
 from jaxdiff.latents import Latents
 from jaxdiff.run import Run
@@ -21,7 +21,8 @@ from jaxdiff.run import Run
 MAY_CHANGE = (
     "name", "sampler", "grid", "evaluate", "train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every",
     "train.keep", "train.preview", "train.steps_per_dispatch", "data.num_threads", "data.options.data_dir", "codec.run",
-    "optimizer.learning_rate", "optimizer.clip", "discriminator_optimizer.learning_rate", "discriminator_optimizer.clip",
+    "codec.cache", "optimizer.learning_rate", "optimizer.clip", "discriminator_optimizer.learning_rate",
+    "discriminator_optimizer.clip",
 )
 
 
@@ -44,13 +45,14 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
                                           np.int32 if name in ("index", "label") else np.float32)
                for name, shape in wanted.items()}
     jax.eval_shape(parts.step, parts.state, example)  # parts that do not fit say so now; the loop reuses the trace
+    cached = caching.pipeline(config, records, known, coder, progress) if config.codec.cache else None
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
         if jax.process_index() == 0:  # here the loop has checked its own words and written config.json
             write_facts(workdir, known)
-        chosen = ({name: batch[name] for name in wanted} for batch in pipe.batches(start))
+        chosen = ({name: batch[name] for name in wanted} for batch in (cached or pipe).batches(start))
         placed = chosen if mesh is not None else data.on_device(chosen)
-        return placed if coder is None else codec.encoded(placed, coder, config.seed, start)
+        return placed if coder is None else codec.encoded(placed, coder, config.seed, start, cached is not None)
 
     return training.train(
         parts.step,

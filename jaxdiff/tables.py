@@ -265,8 +265,9 @@ def base() -> ConfigDict:
             # what is done to the low-resolution input of a stage of a cascade, and the process whose times s are
             "augmentation": section(AUGMENTATIONS, "none", "augmentation"),
             "augmentation_path": section(PATHS, "cosine"),
-            # run: of the autoencoder whose latents are diffused, None for pixels; scale: of the latents, None measures it
-            "codec": {"run": placeholder(str), "scale": placeholder(float)},
+            # run: of the autoencoder whose latents are diffused, None for pixels; scale: of the latents, None measures it;
+            # cache: a directory for the training split's latents, made once; None encodes pictures at every step
+            "codec": {"run": placeholder(str), "scale": placeholder(float), "cache": placeholder(str)},
             "path": section(PATHS, "edm"),
             "parameterization": section(PARAMETERIZATIONS, "edm", learned_variance=False),
             "times": section(TIMES, "lognormal"),

@@ -32,20 +32,21 @@ MAY = {
     "cascade": {"types", "trees", "sde", "samplers", "augmentation"},
 }
 # the floors above may import all that is below them, in this order
-TOP = ["tables", "configfile", "facts", "build", "latents", "guiding", "run", "codec", "objective", "stages", "fit", "judge",
-       "cas", "realism", "inverse", "autoencoding", "score", "stream", "cascading", "sweeping",
+TOP = ["tables", "configfile", "facts", "build", "latents", "guiding", "run", "codec", "caching", "objective", "stages",
+       "fit", "judge", "cas", "realism", "inverse", "autoencoding", "score", "stream", "cascading", "sweeping",
        "cascade_likelihood", "benchmark", "commands", "grammar", "cli"]
 HOMES = {
     "flax": {"networks", "evaluation"},
     "optax": {"training"},
     "orbax": {"training"},
     "grain": {"data"},
+    "array_record": {"data"},
     "tokenizers": {"data"},
     "safetensors": {"interop"},
     "tensorflow_datasets": {"data"},
     "tensorflow": {"data"},
     "diffrax": {"samplers", "observe"},
-    "ml_collections": {"tables", "configfile", "build", "run", "codec", "objective", "fit", "judge", "cas",
+    "ml_collections": {"tables", "configfile", "build", "run", "codec", "caching", "objective", "fit", "judge", "cas",
                        "inverse", "score", "benchmark", "cli"},
 }
 

@@ -1,9 +1,11 @@
 """Data: sources of random-access records, what is done to a record, and batches whose only position is the step.
 
-The one home of grain, TFDS and tokenizers. `open_source` -> `pipeline` -> `batches(start_step)` -> `on_device`. For
-conditional generation a `Task` puts a condition picture beside x, and a `Tokenizer` turns captions into numbers.
+The one home of grain, ArrayRecord, TFDS and tokenizers. `open_source` -> `pipeline` -> `batches(start_step)` ->
+`on_device`. For conditional generation a `Task` puts a condition picture beside x, and a `Tokenizer` turns captions into
+numbers. `write_part` and `open_parts` keep what a network made of records.
 """
 
+from jaxdiff.data.cached import Layout, in_order, mirrored, open_parts, write_part
 from jaxdiff.data.emoji import emoji
 from jaxdiff.data.memory import arrays, digits, mnist5k, npz
 from jaxdiff.data.pairs import pairs
@@ -25,6 +27,7 @@ from jaxdiff.data.toys import (
 
 __all__ = [
     "Columns",
+    "Layout",
     "Pipeline",
     "Preprocess",
     "Records",
@@ -45,13 +48,16 @@ __all__ = [
     "gaussians25_std",
     "gaussians25_to_raw",
     "given",
+    "in_order",
     "inpainting",
     "list_sources",
     "load_tokenizer",
     "low_resolution",
+    "mirrored",
     "mnist5k",
     "npz",
     "on_device",
+    "open_parts",
     "open_source",
     "pairs",
     "pipeline",
@@ -63,4 +69,5 @@ __all__ = [
     "tfds_source",
     "to_levels",
     "train_tokenizer",
+    "write_part",
 ]
