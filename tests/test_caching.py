@@ -183,7 +183,7 @@ def test_a_run_does_not_depend_on_its_cache(coder, tmp_path):
 @pytest.mark.parametrize("overrides, line", [
     ({"data__crop": "random"}, "data.crop 'random', which is another picture at every step; mend: data.crop=center"),
     ({"data__scale": "dequantise"}, "data.scale 'dequantise', whose noise is another at every step; mend: data.scale=exact"),
-    ({"task__kind": "low_res", "task__side": 4}, "task.kind 'low_res', whose condition picture is not kept; mend: task.kind=none"),
+    ({"task__kind": "low_res", "task__side": 4}, "task.kind 'low_res', whose condition picture is not kept; mend: task"),
     ({"codec__run": "None"}, "codec.run None, so that there are no latents; mend: codec.run, or codec.cache=None"),
 ])  # fmt: skip
 def test_what_cannot_be_kept_is_refused(coder, latents, overrides, line, tmp_path):
