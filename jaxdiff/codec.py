@@ -75,16 +75,20 @@ def linked(config: ConfigDict, known: Facts, workdir: Any) -> tuple[Facts, Laten
     return known._replace(shape=shape_of(coder, known.picture), codec=coder.name), coder
 
 
-def encoded(batches: Iterator[dict[str, Any]], coder: Latents, seed: int, start: int = 0) -> Iterator[dict[str, Any]]:
-    """The same batches with the latents of their pictures, from step `start` on.
+def encoded(
+    batches: Iterator[dict[str, Any]], coder: Latents, seed: int, start: int = 0, cached: bool = False
+) -> Iterator[dict[str, Any]]:
+    """The same batches with the latents of their pictures, or of their `cached` moments, from step `start` on.
 
-    An example's draw depends on the seed, the step and its number in the batch, so a run that goes on draws the same.
+    An example's draw depends on the seed, the step and its number in the batch, so a run that goes on draws the same, and
+    one with a cache draws what it would without.
     """
     key = jax.random.fold_in(jax.random.key(seed), 4)
+    latents = coder.draw if cached else coder.encode
 
     @jax.jit
     def encode(step: Array, x: Array, index: Array) -> Array:
-        return coder.encode(example_keys(jax.random.fold_in(key, step), index), x)
+        return latents(example_keys(jax.random.fold_in(key, step), index), x)
 
     for step, batch in enumerate(batches, start):
         yield {**batch, "x": encode(jnp.asarray(step), batch["x"], batch["index"])}

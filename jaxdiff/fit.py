@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdiff import build, codec, data, evaluation, objective, prompts, tables, training
+from jaxdiff import build, caching, codec, data, evaluation, objective, prompts, tables, training
 from jaxdiff.facts import Facts, write_facts
 from jaxdiff.latents import Latents
 from jaxdiff.run import Run
@@ -21,7 +21,8 @@ from jaxdiff.run import Run
 MAY_CHANGE = (
     "name", "sampler", "grid", "evaluate", "train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every",
     "train.keep", "train.preview", "train.steps_per_dispatch", "data.num_threads", "data.options.data_dir", "codec.run",
-    "optimizer.learning_rate", "optimizer.clip", "discriminator_optimizer.learning_rate", "discriminator_optimizer.clip",
+    "codec.cache", "optimizer.learning_rate", "optimizer.clip", "discriminator_optimizer.learning_rate",
+    "discriminator_optimizer.clip",
 )
 
 
@@ -44,16 +45,19 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
     example = {name: jax.ShapeDtypeStruct((config.data.batch_size, *shape), build.dtype_of(name))
                for name, shape in wanted.items()}
     jax.eval_shape(parts.step, parts.state, example)  # parts that do not fit say so now; the loop reuses the trace
+    cached = None
+    if config.codec.cache:
+        cached = caching.pipeline(config, records, known, coder, reader and reader.tokens, progress)
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
         if jax.process_index() == 0:  # here the loop has checked its own words and written config.json
             write_facts(workdir, known)
             if reader is not None:
                 prompts.write(workdir, reader)
-        read = pipe.batches(start) if reader is None else prompts.told(pipe.batches(start), reader)
+        read = prompts.told((cached or pipe).batches(start), reader)
         chosen = ({name: batch[name] for name in wanted} for batch in read)
         placed = chosen if mesh is not None else data.on_device(chosen)
-        return placed if coder is None else codec.encoded(placed, coder, config.seed, start)
+        return placed if coder is None else codec.encoded(placed, coder, config.seed, start, cached is not None)
 
     return training.train(
         parts.step,
@@ -113,8 +117,7 @@ def _validation(config: ConfigDict, net: Any, known: Facts, coder: Latents | Non
 
     def evaluate(state: training.TrainState, step: int) -> dict[str, float]:
         rows, params = [], {**state.params, name: state.ema[name]["ema"]}
-        read = pipe.epoch() if reader is None else prompts.told(pipe.epoch(), reader)
-        batches = ({key: batch[key] for key in wanted} for batch in read)
+        batches = ({key: batch[key] for key in wanted} for batch in prompts.told(pipe.epoch(), reader))
         for i, batch in enumerate(batches if coder is None else codec.encoded(batches, coder, config.seed)):
             rows.append((len(batch["x"]), run(params, state.state, batch, jax.random.fold_in(jax.random.key(0), i))))
         total = sum(n for n, _ in rows)

@@ -4,6 +4,7 @@
 
 so that z has unit deviation, as pictures roughly do, and every path, sampler and guidance works on it unchanged. A KL
 autoencoder's z is drawn from its moments at every step; a codebook's is taken before the codebook, which decoding applies.
+What the network makes of a picture is the same at every step and may be kept (`caching.py`); the draw is not.
 """
 
 from __future__ import annotations
@@ -21,28 +22,37 @@ from jaxdiff.types import Array, Key, Params
 
 
 class Latents(NamedTuple):
-    """`encode(keys [B], x [B, H, W, C]) -> z [B, h, w, c]`, in unit deviation, and `decode(z) -> x` in [-1, 1].
+    """Pictures x `[B, H, W, C]` to latents z `[B, h, w, c]`, in unit deviation, and back.
 
+    moments: `x -> [B, h, w, 2c]`, mean and log variance of a KL autoencoder, or a codebook's `[B, h, w, c]`; not scaled.
+    draw: `(keys [B], moments) -> z`, one draw, scaled. decode: `z -> x` in [-1, 1].
     name: the fingerprint of the autoencoder's parameters (`trees.fingerprint`). scale: see the module's head.
     """
 
-    encode: Callable[[Key, Array], Array]
+    moments: Callable[[Array], Array]
+    draw: Callable[[Key, Array], Array]
     decode: Callable[[Array], Array]
     name: str
     scale: float
+
+    def encode(self, keys: Key, x: Array) -> Array:
+        """`(keys [B], x [B, H, W, C]) -> z [B, h, w, c]`: a draw of its moments."""
+        return self.draw(keys, self.moments(x))
 
 
 def of_network(net: Any, params: Params, scale: float = 1.0) -> Latents:
     """The latents of a trained `networks.Autoencoder`; `params` are held as they are, and not trained."""
 
-    def encode(keys: Key, x: Array) -> Array:
-        found = net.apply({"params": params}, x, method="encode")
+    def moments(x: Array) -> Array:
+        return net.apply({"params": params}, x, method="encode")
+
+    def draw(keys: Key, found: Array) -> Array:
         return scale * (found if net.num_codes else jax.vmap(sample_moments)(keys, found))
 
     def decode(z: Array) -> Array:
         return jnp.clip(net.apply({"params": params}, z / scale, method="decode"), -1, 1)
 
-    return Latents(encode, decode, fingerprint(params), scale)
+    return Latents(moments, draw, decode, fingerprint(params), scale)
 
 
 def shape_of(latents: Latents, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -152,10 +152,10 @@ def kept(call: Callable[[Any, Any], Array], most: int = KEPT) -> Callable[[np.nd
     return embed
 
 
-def told(batches: Iterator[dict[str, Any]], reader: Reader) -> Iterator[dict[str, Any]]:
-    """The same batches with the embeddings `text` of their captions in place of `tokens`, where the encoder is frozen."""
+def told(batches: Iterator[dict[str, Any]], reader: Reader | None) -> Iterator[dict[str, Any]]:
+    """The same batches with the embeddings `text` of their captions in place of `tokens`, where there is a frozen encoder."""
     for batch in batches:
-        if reader.embed is None:
+        if reader is None or reader.embed is None:
             yield batch
             continue
         rest = {name: value for name, value in batch.items() if name != "tokens"}

@@ -266,8 +266,9 @@ def base() -> ConfigDict:
             # what is done to the low-resolution input of a stage of a cascade, and the process whose times s are
             "augmentation": section(AUGMENTATIONS, "none", "augmentation"),
             "augmentation_path": section(PATHS, "cosine"),
-            # run: of the autoencoder whose latents are diffused, None for pixels; scale: of the latents, None measures it
-            "codec": {"run": placeholder(str), "scale": placeholder(float)},
+            # run: of the autoencoder whose latents are diffused, None for pixels; scale: of the latents, None measures it;
+            # cache: a directory for the training split's latents, made once; None encodes pictures at every step
+            "codec": {"run": placeholder(str), "scale": placeholder(float), "cache": placeholder(str)},
             # captions as the condition. encoder: None without, "trained" for a small one learned with the network, or the
             # folder of a public one's weights, package:NAME where a package holds them; length: tokens of a caption at most;
             # the rest is of the one that is learned

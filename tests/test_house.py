@@ -32,7 +32,7 @@ MAY = {
     "cascade": {"types", "trees", "sde", "samplers", "augmentation"},
 }
 # the floors above may import all that is below them, in this order
-TOP = ["tables", "configfile", "facts", "build", "latents", "prompts", "guiding", "run", "codec", "objective",
+TOP = ["tables", "configfile", "facts", "build", "latents", "prompts", "guiding", "run", "codec", "caching", "objective",
        "stages", "fit", "judge", "cas", "realism", "inverse", "autoencoding", "score", "stream", "cascading",
        "sweeping", "cascade_likelihood", "benchmark", "commands", "grammar", "cli"]
 HOMES = {
@@ -40,13 +40,14 @@ HOMES = {
     "optax": {"training"},
     "orbax": {"training"},
     "grain": {"data"},
+    "array_record": {"data"},
     "tokenizers": {"data"},
     "safetensors": {"interop"},
     "tensorflow_datasets": {"data"},
     "tensorflow": {"data"},
     "diffrax": {"samplers", "observe"},
-    "ml_collections": {"tables", "configfile", "build", "prompts", "run", "codec", "objective", "fit", "judge", "cas",
-                       "inverse", "score", "benchmark", "cli"},
+    "ml_collections": {"tables", "configfile", "build", "prompts", "run", "codec", "caching", "objective", "fit", "judge",
+                       "cas", "inverse", "score", "benchmark", "cli"},
 }
 
 

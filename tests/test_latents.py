@@ -19,7 +19,7 @@ from jaxdiff.trees import fingerprint
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
-IDENTITY = Latents(lambda keys, x: x, lambda z: z, "identity", 1.0)
+IDENTITY = Latents(lambda x: x, lambda keys, x: x, lambda z: z, "identity", 1.0)
 
 
 @pytest.fixture(scope="module", autouse=True)

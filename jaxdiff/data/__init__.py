@@ -1,9 +1,11 @@
 """Data: sources of random-access records, what is done to a record, and batches whose only position is the step.
 
-The one home of grain, TFDS and tokenizers. `open_source` -> `pipeline` -> `batches(start_step)` -> `on_device`. For
-conditional generation a `Task` puts a condition picture beside x, and a `Tokenizer` the captions' token numbers.
+The one home of grain, ArrayRecord, TFDS and tokenizers. `open_source` -> `pipeline` -> `batches(start_step)` ->
+`on_device`. For conditional generation a `Task` puts a condition picture beside x, and a `Tokenizer` the captions' token
+numbers. `write_part` and `open_parts` keep what a network made of records.
 """
 
+from jaxdiff.data.cached import Layout, in_order, mirrored, open_parts, write_part
 from jaxdiff.data.captions import Tokenize, captions
 from jaxdiff.data.emoji import emoji
 from jaxdiff.data.memory import arrays, digits, mnist5k, npz
@@ -26,6 +28,7 @@ from jaxdiff.data.toys import (
 
 __all__ = [
     "Columns",
+    "Layout",
     "Pipeline",
     "Preprocess",
     "Records",
@@ -48,13 +51,16 @@ __all__ = [
     "gaussians25_std",
     "gaussians25_to_raw",
     "given",
+    "in_order",
     "inpainting",
     "list_sources",
     "load_tokenizer",
     "low_resolution",
+    "mirrored",
     "mnist5k",
     "npz",
     "on_device",
+    "open_parts",
     "open_source",
     "pairs",
     "pipeline",
@@ -66,4 +72,5 @@ __all__ = [
     "tfds_source",
     "to_levels",
     "train_tokenizer",
+    "write_part",
 ]
