@@ -153,7 +153,7 @@ def kept(call: Callable[[Any, Any], Array], most: int = KEPT) -> Callable[[np.nd
 
 
 def told(batches: Iterator[dict[str, Any]], reader: Reader | None) -> Iterator[dict[str, Any]]:
-    """The same batches with the embeddings `text` of their captions in place of `tokens`, where there is a frozen encoder."""
+    """The same batches with the embeddings `text` of their captions in place of `tokens`, where an encoder is frozen."""
     for batch in batches:
         if reader is None or reader.embed is None:
             yield batch
