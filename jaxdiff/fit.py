@@ -169,7 +169,9 @@ def _preview(
 def picture(samples: np.ndarray, known: Facts, beside: dict[str, np.ndarray] | None = None) -> np.ndarray:
     """Samples as a picture: a grid of images (a column a class, where there are up to 20), real | samples as dots, or
     condition | draws | truth where `beside` holds the conditions `image` `[N, ...]`, for K N samples; where it holds
-    `caption`, a text for each, a grid with these."""
+    `caption`, a text for each, a grid with these; `original` | reconstruction."""
+    if beside is not None and "original" in beside:
+        return codec.pair_picture(beside["original"], samples)
     if beside is not None and "caption" in beside:
         texts = [str(text) for text in beside["caption"]]
         cycle = len(dict.fromkeys(texts))  # a column a prompt, where several are drawn of each

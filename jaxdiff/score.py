@@ -34,7 +34,7 @@ class NoScores(ValueError):
 
 class Samples(NamedTuple):
     """`x` float32 `[N, ...]` in the data's own units, and what they were asked with: `label`, `image`, `mask` `[N, ...]`,
-    and `prompt`, a text for each."""
+    and `prompt`, a text for each; of an autoencoder `original`."""
 
     x: np.ndarray
     cond: dict[str, np.ndarray]
@@ -77,6 +77,8 @@ def shown(run: Run, samples: Samples, most: int | None = None) -> tuple[np.ndarr
     """What `fit.picture` takes: samples, up to `most` of them where they are pictures, and what they are shown beside."""
     if run.facts.kind == "points":
         return samples.x, run.facts, {"x": real_examples(run, "test")["x"]}
+    if "original" in samples.cond:
+        return samples.x[:32], run.facts, {"original": samples.cond["original"][:32]}
     if "image" not in samples.cond:
         texts = samples.cond.get("prompt")
         return samples.x[:most], run.facts, None if texts is None else {"caption": texts[:most]}
@@ -107,7 +109,7 @@ def score(
             raise ValueError(f"the run {run.config.name!r} is an autoencoder, which is not sampled; mend: leave the options "
                              "of sampling out")
         found, x, x_hat = autoencoding.score(run, workdir, num, metrics, progress)
-        return found, Samples(x_hat, {"image": x})
+        return found, Samples(x_hat, {"original": x})
     wanted = check_metrics(run.config, run.facts, metrics)
     if run.facts.low_res and "cas" in wanted:
         raise ValueError("cas of a stage alone would train on what is made from the test pictures; allowed: cas of a whole "

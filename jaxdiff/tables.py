@@ -21,12 +21,19 @@ from jaxdiff.sde import grids, parameterizations, times
 Table = Mapping[str, Callable[..., Any]]
 
 
-def _discrete(schedule: str = "linear", num_steps: int = 1000) -> sde.Discrete:
-    """A Discrete path from the name of its beta schedule."""
-    schedules = {"linear": sde.linear_betas, "cosine": sde.cosine_betas, "vp": sde.vp_betas}
+def _discrete(
+    schedule: str = "linear", num_steps: int = 1000, beta_start: float | None = None, beta_end: float | None = None
+) -> sde.Discrete:
+    """A Discrete path from the name of its beta schedule; its ends, where it takes them, are its own unless given."""
+    schedules: Table = {"linear": sde.linear_betas, "scaled_linear": sde.scaled_linear_betas, "cosine": sde.cosine_betas,
+                        "vp": sde.vp_betas}
     if schedule not in schedules:
         raise ValueError(f"path.schedule is {schedule!r}; allowed: {', '.join(schedules)}")
-    return sde.Discrete(schedules[schedule](num_steps))
+    ends = {name: value for name, value in (("beta_start", beta_start), ("beta_end", beta_end)) if value is not None}
+    if ends and "linear" not in schedule:
+        raise ValueError(f"path.{next(iter(ends))} is {next(iter(ends.values()))}, but the schedule {schedule!r} has none; "
+                         "allowed: with linear or scaled_linear")
+    return sde.Discrete(schedules[schedule](num_steps, **ends))
 
 
 _ONE_STEP: Table = {"reverse_diffusion": samplers.reverse_diffusion, "euler_maruyama": samplers.euler_maruyama,

@@ -43,8 +43,8 @@ def load(name, words="", **overrides):
 
 def test_every_config_is_here():
     found = {path.stem for path in CONFIGS.glob("*.py")} - {"common", "gan"}
-    assert found == {*FULL, "classifier", "noisy_classifier", "autoencoder", "latent", "inverse", "cmde", "cascade",
-                     "imagenet_cascade", *FEW_STEPS}
+    assert found == {*FULL, "classifier", "noisy_classifier", "autoencoder", "latent", "latent_published", "inverse", "cmde",
+                     "cascade", "imagenet_cascade", *FEW_STEPS}
     for name in found:  # a config says what it is and how it is run
         assert f"--config=configs/{name}.py" in (CONFIGS / f"{name}.py").read_text()
 
@@ -103,6 +103,33 @@ def parameters(config, known):
 )
 def test_published_sizes(name, method, millions, within):
     assert parameters(load(name, f"method={method}"), FULL[name]) / 1e6 == pytest.approx(millions, rel=within)
+
+
+@pytest.mark.parametrize("recipe, theirs", [
+    ("class256", {"block_out_channels": (128, 256, 512), "latent_channels": 3, "num_vq_embeddings": 8192}),
+    ("text512", {"block_out_channels": (128, 256, 512, 512), "latent_channels": 4}),
+])
+def test_latent_diffusion_s_recipes(recipe, theirs):
+    """The autoencoder has as many parameters as the public one's network; the denoiser and its loss fit its latents."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    codec, config = load("latent_published", f"recipe={recipe},stage=codec"), load("latent_published", f"recipe={recipe}")
+    side, levels = config.data.size, len(theirs["block_out_channels"])
+    net = build.network(codec, Facts((side, side, 3), 0, 256, "image"))
+    x = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda key, x: net.init(key, x), jax.random.key(0), x)["params"]
+    peer = diffusers.VQModel if "num_vq_embeddings" in theirs else diffusers.AutoencoderKL
+    with torch.device("meta"):
+        public = peer(down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels,
+                      layers_per_block=2, **theirs)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == sum(p.numel() for p in public.parameters())
+    place = (side // 2 ** (levels - 1),) * 2
+    known = Facts((*place, theirs["latent_channels"]), 0 if config.text.encoder else 1000, 0, "image",
+                  picture=(side, side, 3), text=(77, 768) if config.text.encoder else ())
+    assert parameters(config, known) > 2e8
+    assert list(objective.loss(config, build.network(config, known), known).losses) == ["denoiser"]
+    path = build.path(config)
+    assert path.num_steps == 1000 and build.sampler(config).grid(path, config.sampler.num_steps).shape == (
+        config.sampler.num_steps + 1,)
 
 
 @pytest.mark.parametrize("stage, side, given", [("base", 32, 0), ("sr64", 64, 32), ("sr128", 128, 64), ("sr256", 256, 64)])

@@ -88,6 +88,15 @@ def linear_betas(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: floa
     return tuple(float(b) for b in np.linspace(beta_start * scale, beta_end * scale, num_steps))
 
 
+def scaled_linear_betas(num_steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> tuple[float, ...]:
+    """Latent diffusion's schedule (Rombach et al. 2022): the square roots of the betas are linear. The end points are those
+    of its text-to-image models; of the class-conditional ones 0.0015 and 0.0195."""
+    if num_steps < 1 or not 0 < beta_start <= beta_end < 1:
+        raise ValueError(f"scaled_linear_betas got {num_steps} steps from {beta_start} to {beta_end}; allowed: 1 step or "
+                         "more, and 0 < beta_start <= beta_end < 1")
+    return tuple(float(b) for b in np.linspace(beta_start**0.5, beta_end**0.5, num_steps) ** 2)
+
+
 def cosine_betas(num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> tuple[float, ...]:
     """iDDPM's cosine schedule (Nichol & Dhariwal 2021, eq. 17): betas of the cosine alpha-bar, clipped at `max_beta`."""
     t = np.arange(num_steps + 1, dtype=np.float64) / num_steps

@@ -21,6 +21,14 @@ LINEAR = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "pred
 START = np.random.default_rng(0).normal(size=(6, 3))
 
 
+@pytest.mark.parametrize("ends", [{}, {"beta_start": 0.0015, "beta_end": 0.0195}], ids=["text", "class"])
+def test_betas_of_latent_diffusion(ends):
+    """The peer's table is float32."""
+    told = {"beta_start": 0.00085, "beta_end": 0.012, **ends}
+    theirs = diffusers.DDPMScheduler(1000, beta_schedule="scaled_linear", **told).betas.numpy()
+    np.testing.assert_allclose(jd.sde.scaled_linear_betas(1000, **ends), theirs, rtol=3e-7)
+
+
 def clean(x, alpha, sigma, tanh):
     """E[x0 | x_t], elementwise; numpy scalars alpha and sigma, any library's x."""
     c = alpha**2 * STD**2 + sigma**2
