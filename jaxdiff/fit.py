@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdiff import build, caching, codec, data, evaluation, objective, prompts, tables, training
+from jaxdiff import build, codec, data, evaluation, objective, prompts, tables, training
 from jaxdiff.facts import Facts, write_facts
-from jaxdiff.latents import Latents
+from jaxdiff.feed import Feed, open_feed
 from jaxdiff.run import Run
 
 # keys that say how a run is watched, not what it is, and the two that mend a run that diverged: they may differ when it
@@ -34,30 +34,22 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
     """
     saved = config.to_dict()
     _check(config, workdir, saved)
-    records = build.source(config, "train")
-    known, reader = prompts.linked(config, build.facts(config, records), records, workdir)
-    known, coder = codec.linked(config, known, workdir)
+    feed = open_feed(config, workdir)
+    known = feed.known
     net = build.network(config, known)
     parts = objective.train_step(config, net, known)
-    pipe = build.pipeline(config, records, tokenize=reader and reader.tokens)
     mesh = training.data_mesh() if jax.device_count() > 1 else None
-    wanted = build.batch_keys(config, known)
     example = {name: jax.ShapeDtypeStruct((config.data.batch_size, *shape), build.dtype_of(name))
-               for name, shape in wanted.items()}
+               for name, shape in build.batch_keys(config, known).items()}
     jax.eval_shape(parts.step, parts.state, example)  # parts that do not fit say so now; the loop reuses the trace
-    cached = None
-    if config.codec.cache:
-        cached = caching.pipeline(config, records, known, coder, reader and reader.tokens, progress)
+    stream = feed.batches(progress, placed=mesh is None)
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
         if jax.process_index() == 0:  # here the loop has checked its own words and written config.json
             write_facts(workdir, known)
-            if reader is not None:
-                prompts.write(workdir, reader)
-        read = prompts.told((cached or pipe).batches(start), reader)
-        chosen = ({name: batch[name] for name in wanted} for batch in read)
-        placed = chosen if mesh is not None else data.on_device(chosen)
-        return placed if coder is None else codec.encoded(placed, coder, config.seed, start, cached is not None)
+            if feed.reader is not None:
+                prompts.write(workdir, feed.reader)
+        return stream(start)
 
     return training.train(
         parts.step,
@@ -71,8 +63,8 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
         keep=config.train.keep,
         best_metric=config.train.best_metric,
         best_mode=config.train.best_mode,
-        evaluate=_validation(config, net, known, coder, reader),
-        preview=_preview(config, net, known, parts.state, coder, reader),
+        evaluate=_validation(feed, net),
+        preview=_preview(feed, net, parts.state),
         config=saved,
         may_change=MAY_CHANGE,
         defaults=tables.base().to_dict(),
@@ -102,23 +94,22 @@ def _check(config: ConfigDict, workdir: Any, saved: dict[str, Any]) -> None:
                          f"({jax.device_count()} devices x accumulate {part.accumulate})")
 
 
-def _validation(config: ConfigDict, net: Any, known: Facts, coder: Latents | None, reader: prompts.Reader | None) -> Any:
+def _validation(feed: Feed, net: Any) -> Any:
     """The loss of the averaged parameters on the validation split, where the source was told to keep one."""
+    config = feed.config
     if not dict(config.data.options).get("validation"):
         if config.train.best_metric:
             raise ValueError(f"train.best_metric is {config.train.best_metric!r} but there is no validation split; mend: "
                              "--config.data.options.validation=0.1")
         return None
     name = build.trains(config)
-    loss = objective.loss(config, net, known).losses[name]
-    pipe = build.pipeline(config, build.source(config, "validation"), tokenize=reader and reader.tokens)
+    loss = objective.loss(config, net, feed.known).losses[name]
     run = jax.jit(lambda params, state, batch, key: loss(params, state, key, batch, 0)[1].metrics)
-    wanted = build.batch_keys(config, known)
+    epoch = feed.epoch("validation")
 
     def evaluate(state: training.TrainState, step: int) -> dict[str, float]:
         rows, params = [], {**state.params, name: state.ema[name]["ema"]}
-        batches = ({key: batch[key] for key in wanted} for batch in prompts.told(pipe.epoch(), reader))
-        for i, batch in enumerate(batches if coder is None else codec.encoded(batches, coder, config.seed)):
+        for i, batch in enumerate(epoch()):
             rows.append((len(batch["x"]), run(params, state.state, batch, jax.random.fold_in(jax.random.key(0), i))))
         total = sum(n for n, _ in rows)
         return {key: float(sum(n * row[key] for n, row in rows) / total) for key in rows[0][1]}
@@ -126,18 +117,16 @@ def _validation(config: ConfigDict, net: Any, known: Facts, coder: Latents | Non
     return evaluate
 
 
-def _preview(
-    config: ConfigDict, net: Any, known: Facts, state: training.TrainState, coder: Latents | None,
-    reader: prompts.Reader | None,
-) -> Any:
-    """A picture of samples of the averaged parameters, classes in turn, the same noise at every evaluation."""
+def _preview(feed: Feed, net: Any, state: training.TrainState) -> Any:
+    """A picture of samples of the averaged parameters, classes or captions in turn, the same noise at every evaluation."""
+    config, known = feed.config, feed.known
     num = config.train.preview
     name = build.trains(config)
     if num == 0 or name == "classifier":
         return None
     if name == "autoencoder":
         return codec.preview(config, net, known, lambda state: state.ema[name]["ema"])
-    run = Run(config, None, build.path(config), known, net, 0, coder, reader)
+    run = Run(config, None, build.path(config), known, net, 0, feed.coder, feed.reader)
     draw = jax.jit(run.sampler(), static_argnums=3)
     cond: Any = {"label": jnp.arange(num) % known.num_classes} if known.num_classes else {}
     beside: Any = None

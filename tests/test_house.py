@@ -32,8 +32,8 @@ MAY = {
     "cascade": {"types", "trees", "sde", "samplers", "augmentation"},
 }
 # the floors above may import all that is below them, in this order
-TOP = ["tables", "configfile", "facts", "build", "latents", "prompts", "guiding", "run", "codec", "caching", "objective",
-       "stages", "fit", "judge", "cas", "realism", "inverse", "autoencoding", "score", "stream", "cascading",
+TOP = ["tables", "configfile", "facts", "build", "latents", "prompts", "guiding", "run", "codec", "caching", "feed",
+       "objective", "stages", "fit", "judge", "cas", "realism", "inverse", "autoencoding", "score", "stream", "cascading",
        "sweeping", "cascade_likelihood", "benchmark", "commands", "grammar", "cli"]
 HOMES = {
     "flax": {"networks", "evaluation"},
@@ -46,8 +46,8 @@ HOMES = {
     "tensorflow_datasets": {"data"},
     "tensorflow": {"data"},
     "diffrax": {"samplers", "observe"},
-    "ml_collections": {"tables", "configfile", "build", "prompts", "run", "codec", "caching", "objective", "fit", "judge",
-                       "cas", "inverse", "score", "benchmark", "cli"},
+    "ml_collections": {"tables", "configfile", "build", "prompts", "run", "codec", "caching", "feed", "objective", "fit",
+                       "judge", "cas", "inverse", "score", "benchmark", "cli"},
 }
 
 
