@@ -86,7 +86,8 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Residual attention from pixels to text tokens (Rombach et al. 2022); starts as identity.
 
-    A token whose mask is False has no influence at all; an example with no readable token gets only the output bias.
+    The tokens come normalised, once for all layers (`UNetEncoder`). One whose mask is False has no influence at all; an
+    example with no readable token gets only the output bias.
     """
 
     head_channels: int = 64
@@ -100,9 +101,9 @@ class CrossAttention(nn.Module):
         b, c = x.shape[0], x.shape[-1]
         heads = head_count(c, self.head_channels)
         h = GroupNorm(self.param_dtype, name="norm")(x).astype(self.dtype).reshape(b, -1, c)
-        tokens = nn.LayerNorm(dtype=at_least_float32(self.dtype), param_dtype=self.param_dtype, name="norm_text")(text)
         q = split_heads(dense(c, name="q", **kinds)(h), heads)
-        k, v = (split_heads(y, heads) for y in jnp.split(dense(2 * c, name="kv", **kinds)(tokens), 2, axis=-1))
+        kv = dense(2 * c, name="kv", **kinds)(text.astype(self.dtype))
+        k, v = (split_heads(y, heads) for y in jnp.split(kv, 2, axis=-1))
         h = dense(c, zero=True, name="out", **kinds)(merge_heads(attend(q, k, v, mask)))
         return x.astype(self.dtype) + h.reshape(x.shape)
 

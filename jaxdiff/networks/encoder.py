@@ -138,6 +138,9 @@ class UNetEncoder(nn.Module):
         given = checked(self, cond)
         text, text_mask = readable_text(self, given, x.shape[0]) if self.text_dim else (None, None)
         emb = self.embed(x.shape[0], t, given, text, text_mask)
+        if text is not None:  # once, not in each layer that reads it: of the cost of reading it is a good part
+            wide = at_least_float32(self.dtype)
+            text = nn.LayerNorm(dtype=wide, param_dtype=self.param_dtype, name="norm_text")(text)
         block = block_builder(self)
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
