@@ -21,21 +21,6 @@ from jaxdiff.sde import grids, parameterizations, times
 Table = Mapping[str, Callable[..., Any]]
 
 
-def _discrete(
-    schedule: str = "linear", num_steps: int = 1000, beta_start: float | None = None, beta_end: float | None = None
-) -> sde.Discrete:
-    """A Discrete path from the name of its beta schedule; its ends, where it takes them, are its own unless given."""
-    schedules: Table = {"linear": sde.linear_betas, "scaled_linear": sde.scaled_linear_betas, "cosine": sde.cosine_betas,
-                        "vp": sde.vp_betas}
-    if schedule not in schedules:
-        raise ValueError(f"path.schedule is {schedule!r}; allowed: {', '.join(schedules)}")
-    ends = {name: value for name, value in (("beta_start", beta_start), ("beta_end", beta_end)) if value is not None}
-    if ends and "linear" not in schedule:
-        raise ValueError(f"path.{next(iter(ends))} is {next(iter(ends.values()))}, but the schedule {schedule!r} has none; "
-                         "allowed: with linear or scaled_linear")
-    return sde.Discrete(schedules[schedule](num_steps, **ends))
-
-
 _ONE_STEP: Table = {"reverse_diffusion": samplers.reverse_diffusion, "euler_maruyama": samplers.euler_maruyama,
                     "ancestral": samplers.ancestral}
 
@@ -94,7 +79,7 @@ def _repaint(predictor: str = "ancestral", jump: int = 10, repeats: int = 10) ->
 
 PATHS: Table = {
     "vp": sde.VP, "subvp": sde.SubVP, "ve": sde.VE, "edm": sde.EDM, "flow": sde.Flow, "cosine": sde.Cosine,
-    "discrete": _discrete,
+    "discrete": sde.of_schedule,
 }
 ESTIMATORS: Table = {"none": _alone, "cde": _alone, "cdiffe": _cdiffe, "cmde": _cmde, "vs_cmde": _vs_cmde}
 TASKS: Table = {

@@ -20,7 +20,7 @@ from jaxdiff.stages import check_linked, stage_of
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
-IDENTITY = Latents(lambda keys, x: x, lambda z: z, "identity", 1.0)
+IDENTITY = Latents(lambda x: x, lambda keys, x: x, lambda z: z, "identity", 1.0)
 KNOWN = Facts((4, 4, 4), 0, 0, "image", condition=(8, 8, 1), masked=True, picture=(8, 8, 1), codec="c")
 HELD = {"train__preview": 0, "condition__mask": True}
 

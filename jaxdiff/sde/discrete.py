@@ -114,3 +114,20 @@ def vp_betas(num_steps: int = 4, beta_min: float = 0.1, beta_max: float = 20.0, 
     t = t_min + np.arange(num_steps + 1) / num_steps * (1 - t_min)
     bar = np.exp(-(beta_min * t + 0.5 * (beta_max - beta_min) * t**2))
     return tuple(float(b) for b in 1 - bar[1:] / bar[:-1])
+
+
+SCHEDULES = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "cosine": cosine_betas, "vp": vp_betas}
+
+
+def of_schedule(
+    schedule: str = "linear", num_steps: int = 1000, beta_start: float | None = None, beta_end: float | None = None
+) -> Discrete:
+    """A chain from the name of its beta schedule, of SCHEDULES; the ends of the linear ones are their own unless given."""
+    if schedule not in SCHEDULES:
+        raise ValueError(f"path.schedule is {schedule!r}; allowed: {', '.join(SCHEDULES)}")
+    ends = {name: value for name, value in (("beta_start", beta_start), ("beta_end", beta_end)) if value is not None}
+    if ends and "linear" not in schedule:
+        raise ValueError(f"path.{next(iter(ends))} is {next(iter(ends.values()))}, but the schedule {schedule!r} has none; "
+                         "allowed: with linear or scaled_linear")
+    make: Any = SCHEDULES[schedule]
+    return Discrete(make(num_steps, **ends))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxdiff as jd
-from jaxdiff.sde import EDM, VE, VP, Cosine, Discrete, Flow, Slower, SubVP, cosine_betas, linear_betas
+from jaxdiff.sde import EDM, VE, VP, Cosine, Discrete, Flow, Slower, SubVP, cosine_betas, linear_betas, of_schedule
 
 PATHS = {
     "VP": VP(), "SubVP": SubVP(), "VE": VE(), "EDM": EDM(), "Flow": Flow(), "Cosine": Cosine(),
@@ -77,6 +77,13 @@ def test_betas_against_the_papers(x64):
     bar = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
     np.testing.assert_allclose(cosine_betas(100), np.minimum(1 - bar[1:] / bar[:-1], 0.999), rtol=1e-12)
     assert max(cosine_betas(100)) == 0.999
+    assert of_schedule("scaled_linear", 10, beta_end=0.02).betas[-1] == pytest.approx(0.02)
+    assert of_schedule("cosine", 100) == Discrete(cosine_betas(100))
+    for words, line in (({"schedule": "sigmoid"}, "allowed: linear, scaled_linear, cosine, vp"),
+                        ({"schedule": "cosine", "beta_end": 0.1}, "'cosine' has none; allowed: with linear or scaled"),
+                        ({"schedule": "scaled_linear", "beta_end": 2.0}, "0 < beta_start <= beta_end < 1")):
+        with pytest.raises(ValueError, match=line):
+            of_schedule(**words)
 
 
 @pytest.mark.parametrize("betas", [linear_betas(1000), cosine_betas(1000), (0.3,), (0.1, 0.9, 0.1)], ids=len)
