@@ -15,5 +15,5 @@ from jaxdiff.tables import base
 def get_config(arg: str = ""):
     arg = words(arg, data="digits", side=8, steps=0, smoke=False)
     data = base().data
-    data.source = arg.data
+    data.source, data.size = arg.data, arg.side
     return classifier_config(data, arg.side, steps=arg.steps, smoke=arg.smoke)
