@@ -34,10 +34,10 @@ def get_config(arg: str = ""):
     config.name = f"{arg.data}_{arg.kind}_{latent}".replace(":", "_")
     config.data.source = arg.data
     small = size <= 64
-    shape = dict(SMALL, channels=32 if arg.data in SIDES else 48) if small else PUBLISHED
+    shape = dict(SMALL, channels=32) if small else PUBLISHED
     levels = halvings + 1 - small  # a level less where a patch halves too
     with config.ignore_type():
-        config.data.update({"size": size, "batch_size": 32, "flip": arg.data not in SIDES})
+        config.data.update({"size": size, "batch_size": 16 if arg.data == "emoji" else 32, "flip": arg.data not in SIDES})
         config.condition.drop = 0.0
         config.path.kind = "none"
         config.loss.kind = "autoencoder"

