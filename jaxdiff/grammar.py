@@ -10,8 +10,8 @@ from jaxdiff.version import __version__
 
 WAYS_OF_GUIDANCE = """\
 ways of guidance, written NAME:OPTION=VALUE,OPTION=VALUE; several joined by + act one after the other on each prediction:
-  classifier_free    from what the model predicts without a class on through what it predicts with it
-    scale=2            how far: 1 to the prediction with the class, 2 twice as far (--guidance=2 is short for this)
+  classifier_free    from what the model predicts without a class or text on through what it predicts with it
+    scale=2            how far: 1 to the prediction with it, 2 twice as far (--guidance=2 is short for this)
     interval=0.3-5     only while the noise level, sigma / alpha, is from 0.3 to 5
     rescale=0.7        keep the contrast from growing with the scale: 0 no, 1 wholly
   classifier         towards what a second model takes for the class
@@ -207,9 +207,9 @@ def _draw_flags(one: argparse.ArgumentParser) -> None:
     one.add_argument("--sampler", metavar="NAME", help="ancestral, ddim, euler_maruyama, reverse_diffusion, "
                      "predictor_corrector, heun, dpm_solver, unipc or repaint (default: the config's)")
     one.add_argument("--steps", type=_count, metavar="N", help="steps of the sampler (default: the config's)")
-    one.add_argument("--guidance", type=_guidance, metavar="HOW", help="how strongly samples are led to their class: 1 as "
-                     "the model learned it, 2 or 3 more strongly, with less variety, 0 not at all; or the name of another "
-                     "way, see below (default: the config's)")
+    one.add_argument("--guidance", type=_guidance, metavar="HOW", help="how strongly samples are led to their class or "
+                     "text: 1 as the model learned it, 2 or 3 more strongly, with less variety, 0 not at all; or the name "
+                     "of another way, see below (default: the config's)")
     one.add_argument("--threshold", type=float, metavar="BOUND", help="clip the predicted image to -BOUND..BOUND at every "
                      "step, 0: do not (default: the config's)")
     one.add_argument("--y_draws", choices=("redraw", "one_path", "one_noise"), help="how a condition that is diffused too "
