@@ -111,8 +111,9 @@ def _guidance_line(run: Run, num: int, seconds: float) -> str:
             f"{b / each:.4f} s ({pairs} pairs of {each} calls)")
 
 
-def _estimator_line(config: ConfigDict, records: Any, known: Facts, seconds: float) -> str:
+def _estimator_line(feed: Feed, seconds: float) -> str:
     """A training step in which y is diffused beside x, next to CDE's, which puts the clean y into the same network."""
+    config, known = feed.config, feed.known
     calls = []
     for kind in (config.estimator.kind, "cde"):
         one = config.copy_and_resolve_references().unlock()
@@ -120,8 +121,7 @@ def _estimator_line(config: ConfigDict, records: Any, known: Facts, seconds: flo
         if kind == config.estimator.kind:
             one.estimator = config.estimator
         parts = objective.train_step(one, build.network(one, known), known)
-        drawn = build.pipeline(one, records).batch(0)
-        batch = {name: jnp.asarray(drawn[name]) for name in build.batch_keys(one, known)}
+        batch = next(feed._replace(config=one).batches()(0))
         calls.append(lambda step=jax.jit(parts.step), state=parts.state, batch=batch: step(state, batch)[1])
     value, a, b, pairs = ratio(calls[0], calls[1], seconds)
     return (f"estimator  {value:.3f} x  a training step of {config.estimator.kind}: {a:.4f} s; of cde: {b:.4f} s "
@@ -187,7 +187,7 @@ def measure(config: ConfigDict, batch_size: int | None = None, seconds: float = 
             config.data.batch_size = batch_size
     with tempfile.TemporaryDirectory() as nowhere:  # a run that is not begun
         feed = open_feed(config, nowhere)
-    records, known = feed.records, feed.known
+    known = feed.known
     net = build.network(config, known)
     device = jax.devices()[0]
     params = build.init_params(config, net, known, jax.random.key(0))
@@ -198,7 +198,7 @@ def measure(config: ConfigDict, batch_size: int | None = None, seconds: float = 
     if known.text:
         yield _text_line(config, known, seconds)
     if build.joint(config):
-        yield _estimator_line(config, records, known, seconds)
+        yield _estimator_line(feed, seconds)
     run = Run(config, params, build.path(config), known, net, 0, feed.coder, feed.reader)
     num = min(config.data.batch_size, 64)
     yield from _sampler_lines(run, num, seconds)

@@ -151,10 +151,11 @@ def process(config: ConfigDict) -> tables.Process:
 
 
 def examples(config: ConfigDict, known: Facts, split: str, num: int | None = None) -> dict[str, np.ndarray]:
-    """Preprocessed examples of a split with their conditions: all of them, or `num` drawn by a fixed seed."""
+    """Preprocessed examples of a split with their conditions, captions as `prompt`: all, or `num` drawn by a fixed seed."""
     records = source(config, split)
     num = len(records) if num is None else min(num, len(records))
-    return data.preview(records, num, preprocess=preprocess(config, known), task=task(config))
+    found = data.preview(records, num, preprocess=preprocess(config, known), task=task(config), captions=bool(known.text))
+    return {"prompt" if name == "caption" else name: value for name, value in found.items()}
 
 
 def path(config: ConfigDict) -> Any:

@@ -106,8 +106,8 @@ def sample(args: argparse.Namespace) -> int:
     if run.facts.condition or args.task is not None or args.image is not None:
         given |= inverse.from_pictures(run, args.image) if args.image else inverse.examples(run, args.num, args.task)
     num, draws = (len(given["image"]), args.draws) if "image" in given else (args.num, 1)
-    if run.facts.text:
-        given["prompt"] = np.resize(texts, num) if texts else score.prompts(run, num)
+    if run.facts.text and (texts or "prompt" not in given):
+        given["prompt"] = np.resize(texts, num) if texts else score.captions(run, num)
     if args.label is not None:
         given["label"] = labels_from_text(args.label, num, run.facts)
     elif given and not run.facts.num_classes:

@@ -131,14 +131,15 @@ def _preview(feed: Feed, net: Any, state: training.TrainState) -> Any:
     cond: Any = {"label": jnp.arange(num) % known.num_classes} if known.num_classes else {}
     beside: Any = None
     captions: Any = None
-    if known.text:
-        captions = np.resize(data.captions(build.source(config, "test")), num)
-        beside = {"caption": captions}
     if known.condition:
         rows = max(1, num // 4)  # four draws of each condition
         beside, num = build.examples(config, known, "test", rows), 4 * rows
         cond = {name: jnp.concatenate([jnp.asarray(beside[name])] * 4) for name in ("label", "image", "mask")
                 if name in build.batch_keys(config, known)}
+        captions = np.concatenate([beside["prompt"]] * 4) if known.text else None
+    elif known.text:
+        captions = np.resize(build.examples(config, known, "test", num)["prompt"], num)
+        beside = {"caption": captions}
     elif known.kind != "image":
         beside = {"x": np.asarray(data.preview(build.source(config, "test"), 5000)["x"])}
 

@@ -24,7 +24,7 @@ PAIRED_METRICS = ("psnr", "ssim", "lpips", "feature_distance", "consistency", "d
 
 
 def examples(run: Run, num: int, task: str | None = None) -> dict[str, np.ndarray]:
-    """`num` test examples: `x` the truth, `image` the condition, `mask` where there is one, `label` where there are classes.
+    """`num` test examples: `x` the truth, `image` the condition, and `mask`, `label`, `prompt` where there are such.
 
     `task` replaces the run's own: an unconditional run inpaints with "inpaint", by replacing the known pixels.
     """
@@ -42,7 +42,7 @@ def examples(run: Run, num: int, task: str | None = None) -> dict[str, np.ndarra
     if task is not None and run.facts.condition and tuple(run.config.task.items()) != tuple(config.task.items()):
         raise ValueError(f"task is {task!r} but the run was trained for {run.config.task.kind!r}; mend: leave --task out")
     found = build.examples(config, run.facts, "test", num)
-    return {name: found[name] for name in ("x", "image", "mask", "label") if name in found}
+    return {name: found[name] for name in ("x", "image", "mask", "label", "prompt") if name in found}
 
 
 def from_pictures(run: Run, path: Any) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdiff import autoencoding, build, data, evaluation, inverse, observe
+from jaxdiff import autoencoding, build, data, evaluation, inverse, observe, prompts
 from jaxdiff.facts import Facts, check_condition, check_labels
 from jaxdiff.losses import variational_bound
 from jaxdiff.realism import real_examples, score_pictures, score_words
@@ -60,7 +60,7 @@ def draw(
         told["label"] = balanced_labels(num, run.facts.num_classes)
     if "label" in told:
         check_labels(told["label"], run.facts)
-    prompts = np.asarray(told.pop("prompt")) if "prompt" in told else None
+    texts = np.asarray(told.pop("prompt")) if "prompt" in told else None
     check_condition(told, run.facts, num)
     size = min(batch_size, num)
     sampler = jax.jit(run.sampler(**how), static_argnums=3)
@@ -68,9 +68,9 @@ def draw(
     for i, start in enumerate(range(0, num, size)):
         rows = np.arange(start, start + size) % num  # the last batch is filled up, and cut below
         part = {name: jnp.asarray(value[rows]) for name, value in told.items()}
-        part |= run.read(prompts[rows]) if prompts is not None else {}
+        part |= {} if texts is None else run.read(texts[rows])
         found.append(np.asarray(sampler(run.params, jax.random.fold_in(jax.random.key(seed), i), part or None, size)))
-    return Samples(np.concatenate(found)[:num], told | ({} if prompts is None else {"prompt": prompts}))
+    return Samples(np.concatenate(found)[:num], told | ({} if texts is None else {"prompt": texts}))
 
 
 def shown(run: Run, samples: Samples, most: int | None = None) -> tuple[np.ndarray, Facts, Any]:
@@ -116,9 +116,7 @@ def score(
                          "cascade, by jaxdiff cascade")
     if run.facts.condition and not run.facts.low_res:
         return _score_pairs(run, workdir, num, wanted, seed, progress, how)
-    given = _low_res(run, num) if run.facts.low_res else {}
-    if run.facts.text:
-        given["prompt"] = prompts(run, num)
+    given = _low_res(run, num) if run.facts.low_res else {"prompt": captions(run, num)} if run.facts.text else None
     samples = draw(run, num, seed, given, part.batch_size, **how)
     calls = {"network_calls": network_calls(run, **how)}
     if run.facts.kind == "points":
@@ -129,18 +127,17 @@ def score(
     return calls | score_pictures(run, workdir, [(samples.x, samples.cond.get("label"))], wanted, progress), samples
 
 
-def prompts(run: Run, num: int) -> np.ndarray:
+def captions(run: Run, num: int) -> np.ndarray:
     """`num` captions of the split `evaluate.captions`, drawn from all of it by a fixed seed, in turn where it has fewer."""
-    records = build.source(run.config, run.config.evaluate.captions)
-    return np.resize(data.preview(records, num, captions=True)["caption"], num)
+    return np.resize(build.examples(run.config, run.facts, run.config.evaluate.captions, num)["prompt"], num)
 
 
 def _low_res(run: Run, num: int) -> dict[str, np.ndarray]:
     """What a stage of a cascade is given, `num` times: real low-resolution test pictures and their classes, in turn."""
     given = inverse.examples(run, num)
     rows = np.arange(num) % len(given["image"])
-    keys = ("image", "label") if run.facts.num_classes else ("image",)
-    return {name: given[name][rows] for name in keys}
+    wanted = {"image": True, "label": run.facts.num_classes, "prompt": run.facts.text}
+    return {name: given[name][rows] for name, there in wanted.items() if there}
 
 
 def _score_pairs(
@@ -149,7 +146,8 @@ def _score_pairs(
     """`num` conditions, each drawn `evaluate.draws` times."""
     part = run.config.evaluate
     given = inverse.examples(run, num)
-    cond = inverse.repeat({name: given[name] for name in ("label", "image", "mask") if name in given}, part.draws)
+    cond = inverse.repeat({name: given[name] for name in ("label", "image", "mask", "prompt") if name in given},
+                          part.draws)
     if not run.facts.num_classes:
         cond.pop("label", None)
     samples = draw(run, len(cond["image"]), seed, cond, part.batch_size, **how)
@@ -230,7 +228,9 @@ def likelihood(
         config.data.scale = "dequantise" if known.levels else "exact"
     records = build.source(config, "test")
     num = len(records) if num is None else min(num, len(records))
-    batch = data.preview(records, num, preprocess=build.preprocess(config, known), seed=seed, task=build.task(config))
+    batch = data.preview(records, num, preprocess=build.preprocess(config, known), seed=seed, task=build.task(config),
+                         tokenize=run.reader and run.reader.tokens)
+    batch = next(prompts.told(iter([batch]), run.reader))
     keys = [name for name in build.batch_keys(config, known) if name not in ("x", "index")]
     trace = trace or ("exact" if known.dim <= 16 else "hutchinson")
     variance = "learned" if config.parameterization.learned_variance else "small"

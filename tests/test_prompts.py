@@ -128,6 +128,33 @@ def test_commands(trained, tmp_path, capsys):
         assert line in error and error.count("\n") == 1, error
 
 
+def test_a_picture_and_a_prompt(pictures, tmp_path, capsys):
+    """Both at once: previews, samples of test pictures with their own captions or others, scores."""
+    config = config_of(pictures)
+    with config.unlocked(), config.ignore_type():
+        config.task.update({"kind": "sr", "factor": 2})
+        config.estimator.kind = "cde"
+        config.train.update({"steps": 2, "steps_per_dispatch": 1, "log_every": 1, "eval_every": 2, "checkpoint_every": 2})
+    fit.train(config, tmp_path / "run", progress=False)
+    assert list((tmp_path / "run" / "samples").iterdir())
+    for words, count in (([], 3), (["--text=a red square"], 1)):
+        out = tmp_path / "drawn.npz"
+        assert main(["sample", f"--workdir={tmp_path}/run", f"--out={out}", "--draws=2", "--num=3", *words]) == 0
+        with np.load(out) as file:
+            assert file["samples"].shape == (6, 8, 8, 3) and file["image"].shape == (6, 8, 8, 3)
+            assert len(set(file["prompt"])) <= count and (file["prompt"][:3] == file["prompt"][3:]).all()
+            # a caption names the colour that its own picture has
+            true = np.array([COLOURS[text.split()[1]] for text in file["prompt"][:3]]) / 127.5 - 1
+            assert (np.abs(file["x"].mean((1, 2)) - true).max() < 0.15) or words
+    assert main(["evaluate", f"--workdir={tmp_path}/run", "--num=3", "--draws=2", "--metrics=psnr"]) == 0
+    assert "psnr" in capsys.readouterr().out
+
+
+def test_likelihood_reads_captions(trained, capsys):
+    assert main(["likelihood", f"--workdir={trained}", "--num=2"]) == 0
+    assert "bits/dim (probability-flow ODE, hutchinson trace, n = 2, test split)" in capsys.readouterr().out
+
+
 def test_a_public_encoder_reads(pictures, tmp_path):
     """MiniLM's embeddings, each caption computed once; the frozen parameters are none of the run's."""
     config = config_of(pictures, encoder=MINILM, length=12)
