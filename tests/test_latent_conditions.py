@@ -174,7 +174,7 @@ def test_every_task_is_read_at_the_latents(task, coder, tmp_path):
             (tmp_path / part).mkdir()
             for i in range(8):
                 Image.fromarray(rng.integers(0, 256, (8, 16), np.uint8)).save(tmp_path / part / f"{i}.png")
-        more = {"data__channels": 1, "data__size": 8}
+        more = {"data__channels": 1, "data__size": 8, "network__patch_size": 1}
     source = f"pairs:{tmp_path}" if task == "pairs" else "digits"
     config = load("latent", f"data={source},task={task},smoke", codec__run=coder, codec__scale=1.0,
                   network__channel_mult="1,", **more)

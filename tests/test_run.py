@@ -231,7 +231,7 @@ def test_refusals(run, call, parts):
 
 def test_unconditional_runs_take_no_condition(run):
     plain = run._replace(facts=run.facts._replace(num_classes=0))
-    with pytest.raises(ValueError, match="no classes"):
+    with pytest.raises(ValueError, match="towards a class or a text, and this run has none"):
         plain.sampler(guidance=2.0)
     with pytest.raises(ValueError, match="no classes"):
         plain.sampler()(run.params, KEY, LABELS, 4)
