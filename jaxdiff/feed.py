@@ -34,14 +34,14 @@ class Feed(NamedTuple):
         placed: put them on the device ahead of their use; else they are left to the caller, who splits them.
         """
         config, known = self.config, self.known
-        tokenize = self.reader and self.reader.tokens
-        pipe: Any = build.pipeline(config, self.records, tokenize=tokenize)
+        tokenize, pipe = self.reader and self.reader.tokens, None
         if config.codec.cache:
             pipe = caching.pipeline(config, self.records, known, self.coder, tokenize, progress)
+        source: Any = pipe or build.pipeline(config, self.records, tokenize=tokenize)
         wanted = build.batch_keys(config, known)
 
         def stream(start: int) -> Iterator[dict[str, Any]]:
-            read = ({name: batch[name] for name in wanted} for batch in prompts.told(pipe.batches(start), self.reader))
+            read = ({name: batch[name] for name in wanted} for batch in prompts.told(source.batches(start), self.reader))
             ready = data.on_device(read) if placed else read
             if self.coder is None:
                 return ready

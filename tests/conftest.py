@@ -44,6 +44,32 @@ def quick_compile():
         yield
 
 
+@pytest.fixture(scope="module")
+def one_device():
+    """Training on one device, which compiles less than on the four."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "device_count", lambda: 1)
+        yield
+
+
+def load(name, words="", **overrides):
+    """The config of configs/NAME.py:WORDS; `train__steps=3` sets train.steps."""
+    from jaxdiff import configfile
+
+    given = [(key.replace("__", "."), str(value)) for key, value in overrides.items()]
+    return configfile.load(f"{ROOT}/configs/{name}.py:{words}", given)
+
+
+@pytest.fixture(scope="module")
+def coder(quick_compile, one_device, tmp_path_factory):
+    """The run of a KL autoencoder of 8x8 digits to 4x4x4 latents, four steps old."""
+    from jaxdiff import fit
+
+    workdir = tmp_path_factory.mktemp("kl")
+    fit.train(load("autoencoder", "data=digits,smoke", train__preview=0), workdir, progress=False)
+    return workdir
+
+
 @pytest.fixture(scope="session")
 def points_run(tmp_path_factory):
     """The directory of a tiny class-conditional run on the 25 Gaussians, trained by the command line; do not write to it."""

@@ -15,16 +15,9 @@ from jaxdiff.networks import quantizer
 from jaxdiff.run import load_run
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 CONFIG = f"{ROOT}/configs/autoencoder.py"
 KNOWN = Facts((28, 28, 1), 10, 256, "image")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jax.device_count", lambda: 1)
-        yield
 
 
 def load(words="", **overrides):

@@ -8,34 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import build, caching, codec, configfile, data, fit, training
+from jaxdiff import build, caching, codec, data, fit, training
 from jaxdiff.facts import Facts
 from jaxdiff.latents import of_network
 from jaxdiff.run import load_run
 from jaxdiff.trees import example_keys
-from tests.conftest import ROOT
+from tests.conftest import load
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jax.device_count", lambda: 1)
-        yield
-
-
-def load(name, **overrides):
-    given = [(key.replace("__", "."), str(value)) for key, value in overrides.items()]
-    return configfile.load(f"{ROOT}/configs/{name}.py:data=digits,smoke", given)
-
-
-@pytest.fixture(scope="module")
-def coder(tmp_path_factory):
-    """The run of a KL autoencoder of 8x8 digits to 4x4x4 latents, four steps old."""
-    workdir = tmp_path_factory.mktemp("kl")
-    fit.train(load("autoencoder", train__preview=0), workdir, progress=False)
-    return workdir
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +25,7 @@ def latents(coder):
 
 
 def latent(coder, **overrides):
-    return load("latent", codec__run=coder, train__preview=0, **overrides)
+    return load("latent", "data=digits,smoke", codec__run=coder, train__preview=0, **overrides)
 
 
 def opened(config, latents, progress=False):
@@ -187,7 +167,7 @@ def test_a_run_does_not_depend_on_its_cache(coder, tmp_path):
     ({"codec__run": "None"}, "codec.run None, so that there are no latents; mend: codec.run, or codec.cache=None"),
 ])  # fmt: skip
 def test_what_cannot_be_kept_is_refused(coder, latents, overrides, line, tmp_path):
-    config = load("latent", **{"codec__run": coder, "codec__cache": tmp_path / "cache", **overrides})
+    config = load("latent", "data=digits,smoke", **{"codec__run": coder, "codec__cache": tmp_path / "cache", **overrides})
     with pytest.raises(ValueError, match=line) as told:
         opened(config, latents if config.codec.run else None)
     assert "\n" not in str(told.value) and list(tmp_path.iterdir()) == []

@@ -11,14 +11,7 @@ from jaxdiff.judge import classifier_config
 from jaxdiff.run import Run
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jax.device_count", lambda: 1)
-        yield
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff import build, configfile, fit, objective, score, tables, training
+from jaxdiff import build, fit, objective, score, tables, training
 from jaxdiff.cli import main
 from jaxdiff.facts import Facts
 from jaxdiff.run import load_run
 from jaxdiff.trees import clock
+from tests.conftest import load
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -35,10 +36,6 @@ FEW_STEPS = {
     "celebahq256_siddm": (Facts((256, 256, 3), 0, 256, "image"), 2), "imagenet64_siddm": (FULL["imagenet64"], 4),
 }
 SMOKE = FULL | {"cifar10": Facts((16, 16, 3), 0, 17, "image"), "imagenet64": Facts((16, 16, 3), 10, 17, "image")}
-
-
-def load(name, words="", **overrides):
-    return configfile.load(f"{CONFIGS}/{name}.py:{words}", [(k.replace("__", "."), str(v)) for k, v in overrides.items()])
 
 
 def test_every_config_is_here():
@@ -159,14 +156,6 @@ def test_recipes():
     assert build.sampler(edm).evaluations(edm.sampler.num_steps) == 511
     iddpm = load("imagenet64", "method=iddpm")
     assert len(build.path(iddpm).betas) == 4000 and iddpm.sampler.num_steps == 250
-
-
-@pytest.fixture(scope="module")
-def one_device():
-    """Pictures train on one device here, to compile less; points on all four."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "device_count", lambda: 1)
-        yield
 
 
 def train(workdir, config):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff import build, codec, configfile, facts, fit, inverse, objective
+from jaxdiff import build, codec, facts, fit, inverse, objective
 from jaxdiff.cascade import sample_cascade
 from jaxdiff.cli import main
 from jaxdiff.facts import Facts
@@ -17,32 +17,12 @@ from jaxdiff.latents import Latents
 from jaxdiff.networks.layers import depth_to_space, space_to_depth
 from jaxdiff.run import Run, load_run
 from jaxdiff.stages import check_linked, stage_of
-from tests.conftest import ROOT
+from tests.conftest import ROOT, load
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 IDENTITY = Latents(lambda x: x, lambda keys, x: x, lambda z: z, "identity", 1.0)
 KNOWN = Facts((4, 4, 4), 0, 0, "image", condition=(8, 8, 1), masked=True, picture=(8, 8, 1), codec="c")
 HELD = {"train__preview": 0, "condition__mask": True}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jax.device_count", lambda: 1)
-        yield
-
-
-def load(name, words, **overrides):
-    given = [(key.replace("__", "."), str(value)) for key, value in overrides.items()]
-    return configfile.load(f"{ROOT}/configs/{name}.py:{words}", given)
-
-
-@pytest.fixture(scope="module")
-def coder(tmp_path_factory):
-    """The run of a KL autoencoder of 8x8 digits to 4x4x4 latents, four steps old."""
-    workdir = tmp_path_factory.mktemp("kl")
-    fit.train(load("autoencoder", "data=digits,smoke", train__preview=0), workdir, progress=False)
-    return workdir
 
 
 @pytest.fixture(scope="module")

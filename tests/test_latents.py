@@ -16,30 +16,10 @@ from jaxdiff.cli import main
 from jaxdiff.latents import Latents, of_network, shape_of, unit_scale
 from jaxdiff.run import load_run, open_latents
 from jaxdiff.trees import fingerprint
-from tests.conftest import ROOT
+from tests.conftest import load
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 IDENTITY = Latents(lambda x: x, lambda keys, x: x, lambda z: z, "identity", 1.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jax.device_count", lambda: 1)
-        yield
-
-
-def load(name, words, **overrides):
-    given = [(key.replace("__", "."), str(value)) for key, value in overrides.items()]
-    return configfile.load(f"{ROOT}/configs/{name}.py:{words}", given)
-
-
-@pytest.fixture(scope="module")
-def coder(tmp_path_factory):
-    """The run of a KL autoencoder of 8x8 digits to 4x4x4 latents, four steps old."""
-    workdir = tmp_path_factory.mktemp("kl")
-    fit.train(load("autoencoder", "data=digits,smoke", train__preview=0), workdir, progress=False)
-    return workdir
 
 
 @pytest.fixture(scope="module")
