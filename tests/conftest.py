@@ -83,6 +83,11 @@ def points_run(tmp_path_factory):
     return workdir
 
 
+def pytest_collection_modifyitems(items):
+    """The notebooks first: begun last, they would keep one worker at work alone for minutes."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     """On CI nothing may skip: a parity or TFDS test without its peer is a hole, not a pass. The one exception is the emoji
