@@ -16,6 +16,8 @@ MAY = {
     "version": set(),
     "types": set(),
     "trees": {"types"},
+    "chips": set(),
+    "hlo": set(),
     "sde": {"types", "trees"},
     "networks": {"types", "trees"},
     "data": {"types", "trees"},
@@ -34,7 +36,7 @@ MAY = {
 # the floors above may import all that is below them, in this order
 TOP = ["tables", "configfile", "facts", "build", "latents", "prompts", "guiding", "run", "codec", "caching", "feed",
        "objective", "stages", "fit", "judge", "cas", "realism", "inverse", "autoencoding", "score", "stream", "cascading",
-       "sweeping", "cascade_likelihood", "benchmark", "commands", "grammar", "cli"]
+       "sweeping", "cascade_likelihood", "planning", "benchmark", "commands", "grammar", "cli"]
 HOMES = {
     "flax": {"networks", "evaluation"},
     "optax": {"training"},
