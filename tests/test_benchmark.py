@@ -1,23 +1,23 @@
 """`jaxdiff bench`: exact FLOP counts, what it says of a tiny config, the peer that is the same network, wrong words."""
 
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import benchmark, build, comparisons, configfile, flops, networks, objective, peers, profiling, stopwatch
+from jaxdiff import benchmark, build, flops, interop, networks, peers, profiling, stopwatch
 from jaxdiff.chips import chip
 from jaxdiff.cli import main
-from jaxdiff.feed import open_feed
-from jaxdiff.interop import unet_params
 from tests.conftest import ROOT, load
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 POINTS = f"--config={ROOT}/configs/gaussians25.py:smoke"
-UNET = f"--config={ROOT}/configs/cifar10.py:smoke"
+DIGITS = f"--config={ROOT}/configs/digits.py:smoke"
+TINY = (DIGITS, "--config.network.patch_size=1", "--config.network.channel_mult=1,2")  # 8x8, then 4x4 with attention
 spec = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
@@ -77,20 +77,18 @@ def test_convolutions_by_hand(stride, groups):
 
 
 def test_a_training_step_of_an_mlp():
-    """Three times the forward pass in interior layers, twice in the first, whose input no gradient is asked for."""
-    config = load("gaussians25", "smoke")
+    """Three times the forward pass in interior layers, twice in those that read the input or the time, for which no gradient
+    is asked; Fourier features, which are no parameters, go forward only."""
+    config = load("gaussians25", "smoke", condition__label=True)
     known = build.facts(config, build.source(config, "train"))
+    batch, size = shapes_of(config, known), config.data.batch_size
     net = build.network(config, known)
-    parts = objective.train_step(config, net, known)
-    size = config.data.batch_size
-    batch = shapes_of(config, known)
-    kernels = [leaf for leaf in jax.tree.leaves(parts.state.params["denoiser"]) if leaf.ndim == 2]
-    label = {"label": batch["label"]} if "label" in batch else None
-    forward = flops.count(lambda p, x, t: net.apply({"params": p}, x, t, label), parts.state.params["denoiser"],
-                          spec(size, 2), spec(size))
-    counted = flops.count(parts.step, parts.state, batch)
-    print(counted, forward, [k.shape for k in kernels])
-    assert 2 * forward < counted < 3 * forward
+    shapes = jax.eval_shape(lambda: build.init_params(config, net, known, jax.random.key(0)))
+    work = lambda *layers: sum(2 * size * leaf.size for tree in layers for leaf in jax.tree.leaves(tree) if leaf.ndim == 2)
+    shapes.pop("class")  # a table: rows are looked up
+    fourier = 2 * size * 2 * net.fourier_features // 2
+    first = work(shapes["stem"], shapes["time"]["in"])
+    assert benchmark.model_flops(config, known, batch) == 3 * work(shapes) - first + fourier
 
 
 def test_recomputation_is_not_counted():
@@ -114,3 +112,132 @@ def test_utilisation():
     assert use.utilisation == pytest.approx(0.3) and use.per_second == 3e11 and "30.0 % of the peak, 1" in str(use)
     unknown = flops.Use(3e9, 100.0, flops.peak("float32"))
     assert unknown.utilisation is None and unknown.figures()["peak_flops"] is None and "--peak_tflops=X" in str(unknown)
+
+
+# --- timings ------------------------------------------------------------------------------------------------------------
+
+
+def test_calls_take_turns():
+    """a, b, a, b, ..., at least five of each after one unmeasured; a ratio is the median of neighbours' ratios."""
+    made = []
+    times = stopwatch.in_turn([lambda: made.append("a"), lambda: made.append("b")], 1e-9)
+    assert made == ["a", "b"] * 6 and [len(row) for row in times] == [5, 5]
+    found = stopwatch.Ratio(0.5, stopwatch.spread([1.0, 2.0, 3.0, 4.0, 5.0]), stopwatch.spread([2.0] * 5)).over(10)
+    assert found.a == (0.3, 0.2, 0.4, 5)
+    assert found.said("a", "b") == "0.500 x  a: 0.3 s (0.2 to 0.4); b: 0.2 s (0.2 to 0.2); 5 pairs"
+    assert found.figures() == {"ratio": 0.5, "pairs": 5, "seconds": [0.3, 0.2], "quartiles": [[0.2, 0.4], [0.2, 0.2]]}
+
+
+def test_training_alone_with_a_trace(capsys, tmp_path):
+    """Rates, FLOPs, utilisation of the peak that is given, memory; a trace and its table; one JSON object on stdout."""
+    words = (POINTS, "--batch_size=4", "--seconds=0.01", "--what=train", "--peak_tflops=0.5", "--json")
+    code, out, err = call(capsys, *words, f"--profile={tmp_path}/trace")
+    assert code == 0, err
+    found = json.loads(out)
+    assert set(found) >= {"config", "device", "train", "flops", "memory", "profile"}
+    assert not {"data", "pipeline", "sampler", "peer"} & set(found) and found["devices"] == jax.device_count()
+    train, use = found["train"], found["flops"]
+    assert train["repeats"] >= 5 and train["quartiles"][0] <= train["seconds"] <= train["quartiles"][1]
+    assert train["examples_per_second"] == pytest.approx(4 / train["seconds"]) and train["compile_seconds"] > 0
+    assert use["flops_per_second"] == pytest.approx(use["flops_per_example"] * train["examples_per_second"])
+    assert use["utilisation"] == pytest.approx(use["flops_per_second"] / use["peak_flops"])
+    assert found["memory"]["temporaries"] > 0 and found["memory"]["peak_process"] > 1e7
+    assert (tmp_path / "trace").is_dir() and list(tmp_path.rglob("perfetto_trace.json.gz"))
+    parts = found["profile"]["seconds_per_step"]
+    assert sum(parts.values()) > 0 and "matrix products" in parts and "matrix products, backward" in parts
+    assert "matrix products" in err and "examples/s at batch 4" in err
+
+
+def test_data_alone(capsys):
+    code, out, err = call(capsys, POINTS, "--seconds=0.01", "--what=data")
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["data"] and "from the pipeline alone" in out
+
+
+def test_parts_of_a_program():
+    """Convolutions are told apart by what they are for, in a program compiled here."""
+
+    def loss(kernels, x):
+        conv = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return (conv(jnp.tanh(conv(x, kernels[0])), kernels[1]) ** 2).sum()
+
+    kernels = (spec(3, 3, 2, 4), spec(3, 3, 4, 5))
+    program = jax.jit(jax.grad(loss)).lower(kernels, spec(2, 8, 8, 2)).compile().as_text()
+    kinds = [kind for kind in profiling.parts_of(program).values() if kind.startswith("convolutions")]
+    assert sorted(kinds) == ["convolutions"] * 2 + ["convolutions, input gradient"] + ["convolutions, weight gradient"] * 2
+
+
+# --- the peer -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", [{"resample_in_block": True, "scale_shift": True, "num_classes": 3, "head_channels": 8},
+                                   {"resample_in_block": False, "scale_shift": False, "head_channels": 0}])
+def test_the_twin_is_the_same_network(style):
+    """Narrow levels, whose groups and heads are not the peer's defaults, with attention on one of two: ADM's and DDPM's."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    net = networks.UNet(channels=8, channel_mult=(1, 3), num_blocks=1, attention_resolutions=(4,), out_channels=2, **style)
+    peer = peers.twin(net, (8, 8, 1))
+    rng = np.random.default_rng(0)
+    x, t, label = rng.standard_normal((3, 8, 8, 1)).astype(np.float32), np.array([0.5, 3.0, 900.0], np.float32), [0, 2, 3]
+    cond = {"label": jnp.asarray(label)} if net.num_classes else None
+    got = jax.jit(net.apply)({"params": interop.unet_params(peer)}, x, t, cond)
+    with torch.no_grad():
+        want = peer(torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(t),
+                    class_labels=torch.tensor(label) if cond else None).sample
+    np.testing.assert_allclose(got, want.numpy().transpose(0, 2, 3, 1), atol=1e-5)
+
+
+def test_beside_torch(capsys):
+    """Equal answers, equal losses over a step of Adam, and the ratios of both."""
+    pytest.importorskip("diffusers")
+    code, out, err = call(capsys, *TINY, "--compare=torch", "--seconds=0.01", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    peer = found["peer"]
+    assert peer["largest_difference"] < 1e-4 < peer["largest_answer"] and peer["threads"] == peers.threads()
+    ours, theirs = peer["losses"]
+    assert ours == pytest.approx(theirs, abs=1e-4) and abs(ours[0] - ours[1]) > 1e-3
+    for name in ("forward", "step"):
+        assert found[name]["ratio"] > 0 and found[name]["pairs"] >= 5 and found[name]["flops"] > 0
+    assert found["step"]["flops"] > 2 * found["forward"]["flops"] and "train" not in found
+    assert "diffusers 0." in err and "step " in err
+
+
+WRONG = {
+    "what": ((POINTS, "--what=trian"), ("--what is 'trian'", "train, sample, data")),
+    "nothing": ((POINTS, "--what="), ("--what is ''",)),
+    "seconds": ((POINTS, "--seconds=0"), ("--seconds is 0", "above 0")),
+    "seconds that are no number": ((POINTS, "--seconds=nan"), ("--seconds is nan",)),
+    "peak": ((POINTS, "--peak_tflops=-1"), ("--peak_tflops is -1", "above 0")),
+    "profile of data": ((POINTS, "--what=data", "--profile={tmp}/trace"), ("--what=data", "mend: --what=train")),
+    "profile in a file": ((POINTS, "--profile={tmp}/file"), ("--profile is", "nothing can be written")),
+    "compare": ((POINTS, "--compare=tensorflow"), ("--compare is 'tensorflow'", "torch")),
+    "network": ((POINTS, "--compare=torch"), ("network.kind 'mlp'", "unet")),
+    "patches": ((DIGITS, "--compare=torch"), ("patch_size=2", "allowed: 1")),
+    "dtype": ((*TINY, "--compare=torch", "--config.network.dtype=bfloat16"), ("dtype=bfloat16", "allowed: float32")),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_words(name, capsys, tmp_path):
+    """One line, exit code 2, nothing measured."""
+    words, parts = WRONG[name]
+    (tmp_path / "file").touch()
+    code, out, err = call(capsys, *(word.format(tmp=tmp_path) for word in words))
+    assert (code, out) == (2, "") and len(err.splitlines()) == 1, err
+    for part in parts:
+        assert part in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_blocks_that_differ_by_level_have_no_twin():
+    net = networks.UNet(num_blocks=(1, 2, 1))
+    with pytest.raises(ValueError, match=r"num_blocks=\(1, 2, 1\); allowed: one number"):
+        peers.check(load("digits", "smoke"), net)
+
+
+def test_without_torch(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, out, err = call(capsys, *TINY, "--compare=torch")
+    assert (code, out) == (2, "") and len(err.splitlines()) == 1 and "needs torch" in err and "pip install" in err
