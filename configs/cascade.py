@@ -1,8 +1,8 @@
 """Cascades: a base model of small pictures and super-resolution stages, each trained alone, in any order.
 
     jaxdiff train --config=configs/cascade.py:stage=base --workdir=runs/base
-    jaxdiff train --config=configs/cascade.py:stage=sr1 --workdir=runs/sr1
-    jaxdiff cascade --stage=runs/base --stage=runs/sr1 --s=0.2 --out=cascade.png
+    jaxdiff train --config=configs/cascade.py:stage=sr1,s_max=0.2 --workdir=runs/sr1
+    jaxdiff cascade --stage=runs/base --stage=runs/sr1 --s=0.02 --out=cascade.png
 
 Ho et al. 2022, "Cascaded diffusion models for high fidelity image generation". stage: base (default), sr1, sr2, ...
 data: mnist5k (default), emoji, tfds:NAME, folder:PATH. sides: of the pictures, smallest first (7+28 for mnist5k, else
@@ -59,6 +59,7 @@ def get_config(arg: str = ""):
         config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 200, "decay": "cosine", "final_scale": 0.02})
     if number:
         set_low_res(config, sides[number - 1], arg.augmentation, arg.s_max)
-    config.train.update({"steps": 2000, "log_every": 100, "eval_every": 1000, "checkpoint_every": 500, "preview": 40})
+    small = number == 0 and len(sides) > 1
+    config.train.update({"steps": 1000 if small else 3000, "log_every": 100, "eval_every": 1000, "checkpoint_every": 500, "preview": 40})
     config.evaluate.num = 1000
     return smoke(config) if arg.smoke else config
