@@ -59,7 +59,7 @@ def get_config(arg: str = ""):
         config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 200, "decay": "cosine", "final_scale": 0.02})
     if number:
         set_low_res(config, sides[number - 1], arg.augmentation, arg.s_max)
-    small = number == 0 and len(sides) > 1
-    config.train.update({"steps": 1000 if small else 3000, "log_every": 100, "eval_every": 1000, "checkpoint_every": 500, "preview": 40})
+    steps = 1000 if number == 0 and len(sides) > 1 else 3000
+    config.train.update({"steps": steps, "log_every": 100, "eval_every": 1000, "checkpoint_every": 500, "preview": 40})
     config.evaluate.num = 1000
     return smoke(config) if arg.smoke else config
