@@ -27,6 +27,7 @@ import numpy as np
 from jaxdiff import cascading, evaluation, stream
 from jaxdiff.cascade import sample_stage
 from jaxdiff.cascading import Cascade, Order
+from jaxdiff.spread import Spread
 from jaxdiff.stages import told
 
 # what is drawn and printed, in this order, where a row has it; and beside it what real data gets, under what name
@@ -81,7 +82,7 @@ def _last_stage(
     stream.fill(before, cascading.words(earlier, order) | {"handed": "float32"},
                 cascading.drawer(earlier, order, hand_over=True), quiet)
     stage, params = cascade.stages[-1], cascade.params[-1]
-    program = jax.jit(lambda params, key, cond: sample_stage(key, stage, params, cond, size)[0])
+    program = Spread(lambda params, key, cond, num: sample_stage(key, stage, params, cond, num)[0])
 
     def draw(i: int, s: float) -> dict[str, np.ndarray]:
         z_0 = stream.read(before, i, ("handed",))["handed"]
@@ -90,8 +91,8 @@ def _last_stage(
         _, k_noise = jax.random.split(jax.random.fold_in(order.key(i), last - 1))
         asked = order.asked(i)
         low_res = stage.augmentation.noised(k_noise, jnp.asarray(z_0), s)
-        x = program(params, k_stage, told(cascade.runs[-1:], asked)[0] | low_res)
-        return {f"stage_{last}": evaluation.to_uint8(np.asarray(x))} | asked
+        x = program(params, k_stage, told(cascade.runs[-1:], asked)[0] | low_res, size)
+        return {f"stage_{last}": evaluation.to_uint8(x)} | asked
 
     return lambda s: partial(draw, s=s)
 
