@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jaxdiff import build, comparisons, flops, objective, peers, profiling, stopwatch
+from jaxdiff import build, comparisons, flops, objective, peers, profiling, stopwatch, tables, training
 from jaxdiff.facts import Facts
 from jaxdiff.feed import Feed, open_feed
 from jaxdiff.networks.layers import count_params
@@ -61,7 +61,7 @@ def measure(
             config.data.batch_size = batch_size
     with tempfile.TemporaryDirectory() as nowhere:  # a run that is not begun
         feed = open_feed(config, nowhere)
-    known = feed.known
+    known, layout = feed.known, tables.call(training.make_layout, config.parallel, "parallel")
     net = build.network(config, known)
     if compare:
         peers.check(config, net)
@@ -70,9 +70,9 @@ def measure(
     params = build.init_params(config, net, known, jax.random.key(0))
     yield _header(config, count_params(params))
     if "data" in what:
-        yield _data(feed, seconds)
+        yield _data(feed, layout, seconds)
     if "train" in what:
-        yield from _training(feed, seconds, "data" in what, profile, peak_tflops)
+        yield from _training(feed, layout, seconds, "data" in what, profile, peak_tflops)
         if known.text:
             yield comparisons.reading(config, known, seconds)
         if build.joint(config):
@@ -119,31 +119,37 @@ def _dtype(config: ConfigDict) -> str:
     return config.network.dtype or "float32"
 
 
-def _data(feed: Feed, seconds: float) -> Line:
-    """The feed with nothing that waits for it, its batches on the device."""
-    batches, size = feed.batches()(0), feed.config.data.batch_size
-    draw = lambda: next(batches)
+def _batches(feed: Feed, layout: training.Layout | None) -> Callable[[], Any]:
+    """`() -> the next batch`, on the devices, as a training step takes it."""
+    stream = feed.batches(placed=layout is None)(0)
+    return lambda: next(stream) if layout is None else training.place_batch(next(stream), layout)
+
+
+def _data(feed: Feed, layout: training.Layout | None, seconds: float) -> Line:
+    """The feed with nothing that waits for it, its batches on the devices."""
+    draw, size = _batches(feed, layout), feed.config.data.batch_size
     jax.block_until_ready(draw())
     each = stopwatch.enough(draw, 0.1)
     (times,) = stopwatch.in_turn([lambda: [draw() for _ in range(each)]], seconds)
-    found = stopwatch.spread(times).over(each)
+    found = stopwatch.timing(times).over(each)
     return Line("data", f"{size / found.median:.1f} examples/s from the pipeline alone: a batch of {size} in {found}, "
                 f"{found.repeats} times {each} batches",
                 {"examples_per_second": size / found.median, **found.figures(), "batch_size": size})
 
 
-def _training(feed: Feed, seconds: float, fed: bool, profile: str | None, peak_tflops: float | None) -> Iterator[Line]:
-    """The step of `jaxdiff train`; with `fed` also beside the same step fed by the pipeline."""
+def _training(feed: Feed, layout: training.Layout | None, seconds: float, fed: bool, profile: str | None,
+              peak_tflops: float | None) -> Iterator[Line]:
+    """The step of `jaxdiff train`, on all devices; with `fed` also beside the same step fed by the pipeline."""
     config, known = feed.config, feed.known
-    parts = objective.train_step(config, build.network(config, known), known)
-    step = jax.jit(parts.step, donate_argnums=0)
-    batches, size = feed.batches()(0), config.data.batch_size
-    resident = next(batches)
+    pmapped = layout is not None and layout.kind == "pmap"
+    parts = objective.train_step(config, build.network(config, known), known, training.AXIS if pmapped else None)
+    now = {"state": parts.state if layout is None else training.place_state(parts.state, layout)}
+    draw, size = _batches(feed, layout), config.data.batch_size
+    resident = draw()
     start = time.perf_counter()
-    compiled = step.lower(parts.state, resident).compile()
+    compiled = training.compiled_step(parts.step, now["state"], layout).lower(now["state"], resident).compile()
     compiling = time.perf_counter() - start
-    asked = model_flops(config, known, resident)
-    now = {"state": parts.state}
+    asked = model_flops(config, known)
 
     def one(batch: Any) -> Any:
         now["state"], metrics = compiled(now["state"], batch)
@@ -156,27 +162,27 @@ def _training(feed: Feed, seconds: float, fed: bool, profile: str | None, peak_t
         return lambda: [one(batch()) for _ in range(each)][-1]
 
     if fed:
-        found = stopwatch.ratio(steps(lambda: next(batches)), steps(lambda: resident), seconds).over(each)
+        found = stopwatch.ratio(steps(draw), steps(lambda: resident), seconds).over(each)
         said = found.said("a step fed by the pipeline", "with a resident batch")
         yield Line("pipeline", f"{said} of {each} steps", found.figures())
         alone = found.b
     else:
         (times,) = stopwatch.in_turn([steps(lambda: resident)], seconds)
-        alone = stopwatch.spread(times).over(each)
+        alone = stopwatch.timing(times).over(each)
     rate = size / alone.median
     cached = " or read from the compilation cache" if jax.config.jax_compilation_cache_dir else ""  # type: ignore[attr-defined]
     yield Line("train", f"{rate:.1f} examples/s at batch {size}: a step in {alone}, {alone.repeats} times {each} steps; it "
                f"compiled{cached} in {compiling:.1f} s",
                {**alone.figures(), "examples_per_second": rate, "batch_size": size, "compile_seconds": compiling})
-    use = flops.Use(asked / size, rate, flops.peak(_dtype(config), peak_tflops))
+    use = flops.Use(asked / size, rate, flops.peak(_dtype(config), peak_tflops, jax.device_count()))
     yield Line("flops", str(use), use.figures())
     yield _memory(compiled)
     if profile is not None:
         yield profiling.trace(lambda: one(resident), compiled, profile)
 
 
-def model_flops(config: ConfigDict, known: Facts, batch: Any) -> int:
-    """Of a training step on a batch, arrays or their shapes: forward and backward, without what `remat` does twice."""
+def model_flops(config: ConfigDict, known: Facts) -> int:
+    """Of a training step on a batch: forward and backward, without what `remat` does twice."""
     config = config.copy_and_resolve_references().unlock()
     config.network.remat = None
     made: list[objective.Training] = []
@@ -186,16 +192,19 @@ def model_flops(config: ConfigDict, known: Facts, batch: Any) -> int:
         return made[0].state
 
     shapes = jax.eval_shape(state)
+    batch = {name: jax.ShapeDtypeStruct((config.data.batch_size, *shape), build.dtype_of(name))
+             for name, shape in build.batch_keys(config, known).items()}
     return flops.count(made[0].step, shapes, batch)
 
 
 def _memory(compiled: Any) -> Line:
     """What the compiled step holds, and the most that the device, or on a CPU the process, has held until now."""
     said, found = [], dict[str, int]()
+    each = " on each device" if jax.device_count() > 1 else ""
     analysis = compiled.memory_analysis()
     if analysis is not None:
         found |= {"temporaries": analysis.temp_size_in_bytes, "arguments": analysis.argument_size_in_bytes}
-        said.append(f"{found['temporaries'] / MIB:.1f} MiB of temporaries in a training step")
+        said.append(f"{found['temporaries'] / MIB:.1f} MiB of temporaries in a training step{each}")
         said.append(f"{found['arguments'] / MIB:.1f} MiB of state and batch")
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 
-class Spread(NamedTuple):
+class Timing(NamedTuple):
     """Seconds: the `median` and the quartiles `low` and `high` of so many `repeats`."""
 
     median: float
@@ -22,9 +22,9 @@ class Spread(NamedTuple):
     high: float
     repeats: int
 
-    def over(self, each: int) -> Spread:
+    def over(self, each: int) -> Timing:
         """For one of the `each` equal pieces of work that were timed together."""
-        return Spread(self.median / each, self.low / each, self.high / each, self.repeats)
+        return Timing(self.median / each, self.low / each, self.high / each, self.repeats)
 
     def figures(self) -> dict[str, Any]:
         """For machines."""
@@ -38,8 +38,8 @@ class Ratio(NamedTuple):
     """`value`, the median of a/b over neighbouring calls, and the seconds of each."""
 
     value: float
-    a: Spread
-    b: Spread
+    a: Timing
+    b: Timing
 
     def over(self, each: int) -> Ratio:
         """For one of the `each` equal pieces of work that were timed together."""
@@ -88,21 +88,21 @@ def in_turn(calls: Sequence[Callable[[], Any]], budget: float, least: int = 5) -
     return times
 
 
-def spread(times: Sequence[float]) -> Spread:
+def timing(times: Sequence[float]) -> Timing:
     """Median and quartiles of `times`, at least two.
 
-    >>> spread([4.0, 1.0, 3.0, 2.0, 5.0])
-    Spread(median=3.0, low=2.0, high=4.0, repeats=5)
+    >>> timing([4.0, 1.0, 3.0, 2.0, 5.0])
+    Timing(median=3.0, low=2.0, high=4.0, repeats=5)
     """
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-    return Spread(median, low, high, len(times))
+    return Timing(median, low, high, len(times))
 
 
 def ratio(a: Callable[[], Any], b: Callable[[], Any], budget: float) -> Ratio:
     """a beside b, by turns for `budget` seconds, at least five pairs."""
     a_times, b_times = in_turn([a, b], budget)
     pairs = [x / y for x, y in zip(a_times, b_times, strict=True)]
-    return Ratio(statistics.median(pairs), spread(a_times), spread(b_times))
+    return Ratio(statistics.median(pairs), timing(a_times), timing(b_times))
 
 
 def enough(fn: Callable[[], Any], least: float) -> int:

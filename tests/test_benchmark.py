@@ -31,12 +31,6 @@ def call(capsys, *words):
     return code, said.out, said.err
 
 
-def shapes_of(config, known):
-    """An abstract batch of a config."""
-    return {name: jax.ShapeDtypeStruct((config.data.batch_size, *shape), build.dtype_of(name))
-            for name, shape in build.batch_keys(config, known).items()}
-
-
 # --- FLOPs ------------------------------------------------------------------------------------------------------------
 
 
@@ -81,14 +75,14 @@ def test_a_training_step_of_an_mlp():
     is asked; Fourier features, which are no parameters, go forward only."""
     config = load("gaussians25", "smoke", condition__label=True)
     known = build.facts(config, build.source(config, "train"))
-    batch, size = shapes_of(config, known), config.data.batch_size
+    size = config.data.batch_size
     net = build.network(config, known)
     shapes = jax.eval_shape(lambda: build.init_params(config, net, known, jax.random.key(0)))
     work = lambda *layers: sum(2 * size * leaf.size for tree in layers for leaf in jax.tree.leaves(tree) if leaf.ndim == 2)
     shapes.pop("class")  # a table: rows are looked up
     fourier = 2 * size * 2 * net.fourier_features // 2
     first = work(shapes["stem"], shapes["time"]["in"])
-    assert benchmark.model_flops(config, known, batch) == 3 * work(shapes) - first + fourier
+    assert benchmark.model_flops(config, known) == 3 * work(shapes) - first + fourier
 
 
 def test_recomputation_is_not_counted():
@@ -96,7 +90,7 @@ def test_recomputation_is_not_counted():
     def of(**options):
         config = load("digits", "smoke", **options)
         known = build.facts(config, build.source(config, "train"))
-        return benchmark.model_flops(config, known, shapes_of(config, known))
+        return benchmark.model_flops(config, known)
 
     assert of() == of(network__remat=True) == of(train__accumulate=2)
     layer = lambda w, x: jnp.tanh(x @ w).sum()
@@ -122,7 +116,7 @@ def test_calls_take_turns():
     made = []
     times = stopwatch.in_turn([lambda: made.append("a"), lambda: made.append("b")], 1e-9)
     assert made == ["a", "b"] * 6 and [len(row) for row in times] == [5, 5]
-    found = stopwatch.Ratio(0.5, stopwatch.spread([1.0, 2.0, 3.0, 4.0, 5.0]), stopwatch.spread([2.0] * 5)).over(10)
+    found = stopwatch.Ratio(0.5, stopwatch.timing([1.0, 2.0, 3.0, 4.0, 5.0]), stopwatch.timing([2.0] * 5)).over(10)
     assert found.a == (0.3, 0.2, 0.4, 5)
     assert found.said("a", "b") == "0.500 x  a: 0.3 s (0.2 to 0.4); b: 0.2 s (0.2 to 0.2); 5 pairs"
     assert found.figures() == {"ratio": 0.5, "pairs": 5, "seconds": [0.3, 0.2], "quartiles": [[0.2, 0.4], [0.2, 0.2]]}
