@@ -10,6 +10,7 @@ quartiles of at least five repeats, each long enough to time, waited for on the 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
 import time
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdiff import build, comparisons, flops, objective, peers, profiling, stopwatch, tables, training
@@ -67,8 +69,8 @@ def measure(
         peers.check(config, net)
     if profile is not None:
         profiling.check(profile)
-    params = build.init_params(config, net, known, jax.random.key(0))
-    yield _header(config, count_params(params))
+    fresh = lambda: build.init_params(config, net, known, jax.random.key(0))
+    yield _header(config, count_params(jax.eval_shape(fresh)))
     if "data" in what:
         yield _data(feed, layout, seconds)
     if "train" in what:
@@ -78,7 +80,7 @@ def measure(
         if build.joint(config):
             yield comparisons.estimating(feed, seconds)
     if "sample" in what:
-        run = Run(config, params, build.path(config), known, net, 0, feed.coder, feed.reader)
+        run = Run(config, fresh(), build.path(config), known, net, 0, feed.coder, feed.reader)
         num = min(config.data.batch_size, 64)
         yield from comparisons.sampling(run, num, seconds, flops.peak(_dtype(config), peak_tflops))
         if known.num_classes and not known.condition and not build.adversarial(config):
@@ -120,9 +122,15 @@ def _dtype(config: ConfigDict) -> str:
 
 
 def _batches(feed: Feed, layout: training.Layout | None) -> Callable[[], Any]:
-    """`() -> the next batch`, on the devices, as a training step takes it."""
-    stream = feed.batches(placed=layout is None)(0)
-    return lambda: next(stream) if layout is None else training.place_batch(next(stream), layout)
+    """`() -> the next batch`, on the devices, as the program of training takes it: for each step that it runs at once."""
+    stream, steps = feed.batches(placed=layout is None)(0), feed.config.train.steps_per_dispatch
+
+    def draw() -> Any:
+        group = [next(stream) for _ in range(steps)]
+        batch = group[0] if steps == 1 else jax.tree.map(lambda *xs: np.stack(xs), *group)
+        return jax.device_put(batch) if layout is None else training.place_batch(batch, layout, axis=int(steps > 1))
+
+    return draw
 
 
 def _data(feed: Feed, layout: training.Layout | None, seconds: float) -> Line:
@@ -131,9 +139,10 @@ def _data(feed: Feed, layout: training.Layout | None, seconds: float) -> Line:
     jax.block_until_ready(draw())
     each = stopwatch.enough(draw, 0.1)
     (times,) = stopwatch.in_turn([lambda: [draw() for _ in range(each)]], seconds)
-    found = stopwatch.timing(times).over(each)
+    batches = each * feed.config.train.steps_per_dispatch
+    found = stopwatch.timing(times).over(batches)
     return Line("data", f"{size / found.median:.1f} examples/s from the pipeline alone: a batch of {size} in {found}, "
-                f"{found.repeats} times {each} batches",
+                f"{found.repeats} times {batches} batches",
                 {"examples_per_second": size / found.median, **found.figures(), "batch_size": size})
 
 
@@ -142,12 +151,14 @@ def _training(feed: Feed, layout: training.Layout | None, seconds: float, fed: b
     """The step of `jaxdiff train`, on all devices; with `fed` also beside the same step fed by the pipeline."""
     config, known = feed.config, feed.known
     pmapped = layout is not None and layout.kind == "pmap"
-    parts = objective.train_step(config, build.network(config, known), known, training.AXIS if pmapped else None)
+    with training.on_host() if config.parallel.fsdp > 1 else contextlib.nullcontext():
+        parts = objective.train_step(config, build.network(config, known), known, training.AXIS if pmapped else None)
     now = {"state": parts.state if layout is None else training.place_state(parts.state, layout)}
-    draw, size = _batches(feed, layout), config.data.batch_size
+    draw, size, together = _batches(feed, layout), config.data.batch_size, config.train.steps_per_dispatch
     resident = draw()
+    program: Any = training.compiled_step(parts.step, now["state"], layout, together)
     start = time.perf_counter()
-    compiled = training.compiled_step(parts.step, now["state"], layout).lower(now["state"], resident).compile()
+    compiled = program.lower(now["state"], resident).compile()
     compiling = time.perf_counter() - start
     asked = model_flops(config, known)
 
@@ -156,10 +167,11 @@ def _training(feed: Feed, layout: training.Layout | None, seconds: float, fed: b
         return metrics
 
     jax.block_until_ready(one(resident))
-    each = stopwatch.enough(lambda: one(resident), 0.5)
+    calls = stopwatch.enough(lambda: one(resident), 0.5)
+    each = calls * together
 
     def steps(batch: Callable[[], Any]) -> Callable[[], Any]:
-        return lambda: [one(batch()) for _ in range(each)][-1]
+        return lambda: [one(batch()) for _ in range(calls)][-1]
 
     if fed:
         found = stopwatch.ratio(steps(draw), steps(lambda: resident), seconds).over(each)
@@ -178,7 +190,7 @@ def _training(feed: Feed, layout: training.Layout | None, seconds: float, fed: b
     yield Line("flops", str(use), use.figures())
     yield _memory(compiled)
     if profile is not None:
-        yield profiling.trace(lambda: one(resident), compiled, profile)
+        yield profiling.trace(lambda: one(resident), compiled, profile, together)
 
 
 def model_flops(config: ConfigDict, known: Facts) -> int:

@@ -20,9 +20,10 @@ import jax
 
 from jaxdiff.stopwatch import Line
 
-STEPS = 3
+CALLS = 3
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (?:\(.*?\)|(\S+)) ([\w-]+)\(")
 _HOLD_OTHERS = ("while", "conditional", "call")
+_COLLECTIVES = ("all-", "reduce-scatter", "collective-")
 # the first pattern found in an operation's path through the model names its part
 _PARTS = (
     ("random numbers", r"random|threefry|[Dd]ropout"),
@@ -45,23 +46,25 @@ def check(directory: str) -> None:
                          "directory, or a new name") from None
 
 
-def trace(step: Callable[[], Any], compiled: Any, directory: str) -> Line:
-    """Trace a few calls of `step`, which runs the program `compiled` once; where the files are, and on a CPU the table."""
+def trace(step: Callable[[], Any], compiled: Any, directory: str, each: int = 1) -> Line:
+    """Trace a few calls of `step`, which runs the program `compiled` once, of `each` training steps; where the files are,
+    and on a CPU the table."""
     before = set(Path(directory).rglob("*.xplane.pb"))
     with jax.profiler.trace(directory, create_perfetto_trace=True):
-        for number in range(STEPS):
-            with jax.profiler.StepTraceAnnotation("train", step_num=number):
+        for call in range(CALLS):
+            with jax.profiler.StepTraceAnnotation("train", step_num=call * each):
                 jax.block_until_ready(step())
     (planes,) = set(Path(directory).rglob("*.xplane.pb")) - before
     perfetto = planes.parent / "perfetto_trace.json.gz"
-    text = f"{STEPS} steps in {directory}, for TensorBoard; {perfetto}, for ui.perfetto.dev"
-    found: dict[str, Any] = {"steps": STEPS, "directory": str(directory), "perfetto": str(perfetto)}
+    steps = CALLS * each
+    text = f"{steps} steps in {directory}, for TensorBoard; {perfetto}, for ui.perfetto.dev"
+    found: dict[str, Any] = {"steps": steps, "directory": str(directory), "perfetto": str(perfetto)}
     if jax.default_backend() == "cpu":
         parts = shares(planes, compiled.as_text())
-        found["seconds_per_step"] = {name: total / STEPS for name, total in parts.items()}
+        found["seconds_per_step"] = {name: total / steps for name, total in parts.items()}
         whole = sum(parts.values()) or 1.0
         for name, total in parts.items():
-            text += f"\n  {name:34}{total / STEPS:10.4f} s a step {100 * total / whole:6.1f} %"
+            text += f"\n  {name:34}{total / steps:10.4f} s a step {100 * total / whole:6.1f} %"
     return Line("profile", text, found)
 
 
@@ -93,6 +96,8 @@ def parts_of(program: str) -> dict[str, str]:
 def _part(opcode: str, shape: str, line: str) -> str:
     path = next(iter(re.findall(r'op_name="([^"]*)"', line)), "")
     backward = "transpose(" in path or not path  # what XLA turned round for the backward pass has lost its path
+    if opcode.startswith(_COLLECTIVES):
+        return "collectives, waiting included"
     if opcode == "convolution":
         return _convolution(shape, line, backward)
     if opcode == "dot" or path.endswith("dot_general"):

@@ -13,7 +13,7 @@ from jaxdiff.chips import chip
 from jaxdiff.cli import main
 from tests.conftest import ROOT, load
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 
 POINTS = f"--config={ROOT}/configs/gaussians25.py:smoke"
 DIGITS = f"--config={ROOT}/configs/digits.py:smoke"
