@@ -1,17 +1,17 @@
 """A trace of a few training steps, for TensorBoard and Perfetto, and where the steps' time goes on a CPU, as a short table.
 
-The table sums the times of the compiled program's operations, each named by what XLA's program says of it: a fused loop is
-counted by its last operation, and a convolution of the backward pass is a weight gradient where its window is larger than
-its result (XLA slides one feature map over the other), which holds for maps larger than the kernel. Operations that ran at
-the same time on several threads count each; operations that hold others (loops, branches) are left out. On GPU and TPU
-there is no table: the trace tells more.
+The table sums the times of the compiled program's operations, each at its fastest of the calls, so that a busy machine shows
+less. A fused operation counts as the product in it, else as its last operation; a convolution of the backward pass is a
+weight gradient where its window is larger than its result (XLA slides one feature map over the other), which holds for maps
+larger than the kernel. Operations that ran at the same time on several threads count each; operations that hold others
+(loops, branches) are left out. On GPU and TPU there is no table: the trace tells more.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import jax
 
 from jaxdiff.stopwatch import Line
 
-CALLS = 3
+CALLS = 5
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (?:\(.*?\)|(\S+)) ([\w-]+)\(")
 _HOLD_OTHERS = ("while", "conditional", "call")
 _COLLECTIVES = ("all-", "reduce-scatter", "collective-")
@@ -61,35 +61,47 @@ def trace(step: Callable[[], Any], compiled: Any, directory: str, each: int = 1)
     found: dict[str, Any] = {"steps": steps, "directory": str(directory), "perfetto": str(perfetto)}
     if jax.default_backend() == "cpu":
         parts = shares(planes, compiled.as_text())
-        found["seconds_per_step"] = {name: total / steps for name, total in parts.items()}
+        found["seconds_per_step"] = {name: time / each for name, time in parts.items()}
         whole = sum(parts.values()) or 1.0
-        for name, total in parts.items():
-            text += f"\n  {name:34}{total / steps:10.4f} s a step {100 * total / whole:6.1f} %"
+        for name, time in parts.items():
+            text += f"\n  {name:36}{time / each:8.4f} s a step {100 * time / whole:6.1f} %"
     return Line("profile", text, found)
 
 
 def shares(planes: Path, program: str) -> dict[str, float]:
-    """Seconds by part, the largest first, of the operations of one compiled program (its HLO text) in a trace."""
+    """Seconds of one call by part, the largest first: of a compiled program's operations (its HLO text) in a trace."""
     module = program.split(maxsplit=2)[1].rstrip(",")
-    names = parts_of(program)
-    sums: Counter[str] = Counter()
+    times: dict[str, Counter[Any]] = defaultdict(Counter)  # of an operation, by the call in which it ran
     for plane in jax.profiler.ProfileData.from_file(str(planes)).planes:
         for line in plane.lines:
             for event in line.events:
                 told = dict(event.stats)
-                if told.get("hlo_module") == module and (part := names.get(str(told.get("hlo_op")), "other")):
-                    sums[part] += event.duration_ns / 1e9
-    return dict(sums.most_common())
+                if told.get("hlo_module") == module:
+                    times[str(told.get("hlo_op"))][told.get("run_id")] += event.duration_ns / 1e9
+    names, sums = parts_of(program), defaultdict[str, float](float)
+    for operation, calls in times.items():
+        if part := names.get(operation, "other"):
+            sums[part] += min(calls.values())
+    return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
 
 def parts_of(program: str) -> dict[str, str]:
-    """The part of each instruction of an HLO text; "" for those that hold others."""
-    found = {}
+    """The part of each instruction of an HLO text, a fusion's that of the product in it; "" for those that hold others."""
+    found: dict[str, str] = {}
+    products: dict[str, str] = {}  # of the computations that have one, which stand before those that call them
+    computation = ""
     for line in program.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            computation = line.removeprefix("ENTRY ").split(maxsplit=1)[0].lstrip("%")
         match = _INSTRUCTION.match(line)
-        if match:
-            name, shape, opcode = match.groups()
-            found[name] = "" if opcode in _HOLD_OTHERS else _part(opcode, shape or "", line)
+        if match is None:
+            continue
+        name, shape, opcode = match.groups()
+        found[name] = "" if opcode in _HOLD_OTHERS else _part(opcode, shape or "", line)
+        if opcode in ("convolution", "dot"):
+            products.setdefault(computation, found[name])
+        elif opcode == "fusion" and (called := re.findall(r"calls=%?([\w.-]+)", line)):
+            found[name] = products.get(called[0], found[name])
     return found
 
 
@@ -100,7 +112,7 @@ def _part(opcode: str, shape: str, line: str) -> str:
         return "collectives, waiting included"
     if opcode == "convolution":
         return _convolution(shape, line, backward)
-    if opcode == "dot" or path.endswith("dot_general"):
+    if opcode == "dot":
         return "matrix products, backward" if backward else "matrix products"
     kind = next((name for name, pattern in _PARTS if re.search(pattern, path)), "other")
     return f"{kind}, backward" if backward and path else kind

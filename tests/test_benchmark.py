@@ -1,5 +1,6 @@
 """`jaxdiff bench`: exact FLOP counts, what it says of a tiny config, the peer that is the same network, wrong words."""
 
+import importlib
 import json
 import sys
 
@@ -235,3 +236,31 @@ def test_without_torch(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     code, out, err = call(capsys, *TINY, "--compare=torch")
     assert (code, out) == (2, "") and len(err.splitlines()) == 1 and "needs torch" in err and "pip install" in err
+
+
+# --- launch/parts.py ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """The script, imported."""
+    pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(str(ROOT / "launch"))
+    return importlib.import_module("parts")
+
+
+def test_parts_of_a_step_beside_torch(parts, capsys):
+    """A row for each part of a level, which the script has compared before it times it."""
+    parts.main(["--channels", "8", "--sides", "4", "--batch", "2", "--head_channels", "4", "--seconds", "0.001"])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[3:]]
+    names = [row[0].strip() for row in rows]
+    assert names[:3] == ["convolution", "convolution, input gradient", "convolution, weight gradient"]
+    assert names[-1] == "attention, 2 heads, both ways" and len(set(names)) == 11
+    assert all(row[1].strip() == "8 at 4" and all(float(cell) >= 0 for cell in row[2:]) for row in rows)
+
+
+def test_parts_that_differ_are_not_timed(parts):
+    x = np.ones((1, 2, 2, 1), np.float32)
+    part = parts.Part("wrong", lambda: x, lambda: parts.torch.tensor(1.01 * x), (0, 1, 2, 3))
+    with pytest.raises(RuntimeError, match=r"wrong: the results differ by 0\.01"):
+        parts.compare(part, 0.001)
