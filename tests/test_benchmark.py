@@ -143,6 +143,18 @@ def test_training_alone_with_a_trace(capsys, tmp_path):
     assert "matrix products" in err and "examples/s at batch 4" in err
 
 
+def test_training_on_all_devices(capsys, monkeypatch):
+    """As training lies on them, here by pmap, two steps a dispatch: rates of the global batch, the peak of all devices."""
+    monkeypatch.setattr(jax, "device_count", lambda: len(jax.devices()))
+    words = ("--config.parallel.kind=pmap", "--config.train.steps_per_dispatch=2", "--peak_tflops=1")
+    code, out, err = call(capsys, POINTS, *words, "--batch_size=8", "--what=train", "--seconds=0.01", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["devices"] == 4 and found["flops"]["peak_flops"] == 4e12
+    assert found["train"]["examples_per_second"] == pytest.approx(8 / found["train"]["seconds"])
+    assert int(err.split(" steps;")[0].split()[-1]) % 2 == 0
+
+
 def test_data_alone(capsys):
     code, out, err = call(capsys, POINTS, "--seconds=0.01", "--what=data")
     assert (code, err) == (0, "")
