@@ -14,6 +14,7 @@ import contextlib
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,6 +32,7 @@ from jaxdiff.stopwatch import Line
 WHAT = ("train", "sample", "data")
 COMPARE = ("torch",)
 MIB = 2**20
+AHEAD = 8  # dispatches in flight, as in training
 
 
 def measure(
@@ -171,7 +173,15 @@ def _training(feed: Feed, layout: training.Layout | None, seconds: float, fed: b
     each = calls * together
 
     def steps(batch: Callable[[], Any]) -> Callable[[], Any]:
-        return lambda: [one(batch()) for _ in range(calls)][-1]
+        def run() -> Any:
+            pending: deque[Any] = deque(maxlen=AHEAD)
+            for _ in range(calls):
+                if len(pending) == AHEAD:
+                    jax.block_until_ready(pending[0])
+                pending.append(one(batch()))
+            return pending[-1]
+
+        return run
 
     if fed:
         found = stopwatch.ratio(steps(draw), steps(lambda: resident), seconds).over(each)

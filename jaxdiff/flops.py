@@ -90,6 +90,16 @@ def _convolution(eqn: Any) -> int:
     return 2 * batch * features * places * window * right[numbers.rhs_spec[1]]
 
 
+def scaled(value: float) -> str:
+    """Four digits and the letter of a power of a thousand.
+
+    >>> scaled(3.5e12), scaled(120), scaled(65536.0)
+    ('3.5 T', '120 ', '65.54 k')
+    """
+    power = min(4, max(0, int(math.log10(max(value, 1.0)) // 3)))
+    return f"{value / 1000**power:.4g} {' kMGT'[power].strip()}"
+
+
 class Use(NamedTuple):
     """Model FLOPs of one example, examples done in a second by all devices, and the devices' `peak` FLOP/s, None where it
     is not known."""
@@ -109,10 +119,10 @@ class Use(NamedTuple):
         return self.per_second / self.peak if self.peak else None
 
     def __str__(self) -> str:
-        said = f"{self.per_example / 1e9:.4g} GFLOP an example, {self.per_second / 1e12:.4g} TFLOP/s"
-        if self.utilisation is None:
+        said = f"{scaled(self.per_example)}FLOP an example, {scaled(self.per_second)}FLOP/s"
+        if self.peak is None:
             return f"{said}; utilisation unknown: no peak is known of this device, --peak_tflops=X gives it"
-        return f"{said}: {100 * self.utilisation:.1f} % of the peak, {(self.peak or 0) / 1e12:.4g}"
+        return f"{said}: {100 * self.per_second / self.peak:.2f} % of the peak, {scaled(self.peak)}FLOP/s"
 
     def figures(self) -> dict[str, Any]:
         """For machines."""
