@@ -36,7 +36,7 @@ class Unet:
     """A class-conditional U-Net of 8x8 pictures with attention, as configs/digits.py makes it, and its step and data."""
 
     def __init__(self, dtype="float32"):
-        self.config = load("digits", "smoke", network__channel_mult="1,2", network__patch_size=1, network__dropout=0.0,
+        self.config = load("digits", "smoke", network__dropout=0.0,
                            network__dtype=dtype, optimizer__eps=1e-6, optimizer__learning_rate=1e-3)
         known = Facts((8, 8, 1), 10, 17, "image")
         self.net = build.network(self.config, known)
@@ -110,7 +110,7 @@ def test_twenty_steps_are_those_of_one_device(way, unet, alone, spread):
     _, state, losses = spread(way)
     assert int(state.step) == STEPS
     assert max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (alone[0].params["denoiser"], unet.params)),
-                                                          strict=True)) > 1e-2  # it has gone somewhere
+                                                          strict=True)) > 5e-3  # it has gone somewhere
     close(state.params, alone[0].params)
     close(state.ema, alone[0].ema)
     np.testing.assert_allclose(losses, alone[1], rtol=1e-5, atol=1e-5)
