@@ -22,29 +22,25 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 STEPS, B = 20, 8
 SMALL = 64  # elements from which an array is split here: the U-Net has little more
 GRID, SPLIT, PMAP = (Layout(make_mesh()), Layout(make_mesh(fsdp=2), min_size=SMALL), make_layout("pmap"))
-WAYS = {
-    "accumulate 4": (None, 4, 1),
-    "mesh 4 x 1": (GRID, 1, 1),
-    "mesh 2 x 2": (SPLIT, 1, 1),
-    "pmap 4": (PMAP, 1, 1),
-    "mesh 2 x 2, accumulate 2, 5 steps a dispatch": (SPLIT, 2, 5),
-    "pmap 4, accumulate 2, 5 steps a dispatch": (PMAP, 2, 5),
-}
+WAYS = {"accumulate 4": (None, 4), "mesh 4 x 1": (GRID, 1), "mesh 2 x 2": (SPLIT, 1), "pmap 4": (PMAP, 1)}
 
 
 class Unet:
     """A class-conditional U-Net of 8x8 pictures with attention, as configs/digits.py makes it, and its step and data."""
 
-    def __init__(self, dtype="float32"):
-        self.config = load("digits", "smoke", network__dropout=0.0,
-                           network__dtype=dtype, optimizer__eps=1e-6, optimizer__learning_rate=1e-3)
+    def __init__(self, dtype="float32", remat=False):
+        self.config = load("digits", "smoke", network__dropout=0.0, network__dtype=dtype, network__remat=remat,
+                           optimizer__eps=1e-6, optimizer__learning_rate=1e-3)
         known = Facts((8, 8, 1), 10, 17, "image")
         self.net = build.network(self.config, known)
         self.loss = objective.loss(self.config, self.net, known).losses["denoiser"]
         transform = tables.call(training.optimizer, self.config.optimizer, "optimizer", total_steps=STEPS).transform
         self.updates = [Update("denoiser", self.loss, transform)]
         self.ema = {"denoiser": {"ema": training.Ema(decay=0.9)}}
-        self.params = build.init_params(self.config, self.net, known, jax.random.key(1))
+        # no zeros, so that every parameter has a gradient at once
+        shapes = jax.eval_shape(lambda key: build.init_params(self.config, self.net, known, key), jax.random.key(0))
+        rng = np.random.default_rng(0)
+        self.params = jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32), shapes)
 
     def fresh(self):
         return init_state({"denoiser": self.params}, self.updates, self.ema, jax.random.key(2))
@@ -65,15 +61,13 @@ def unet():
     return Unet()
 
 
-def trained(program, state, layout, each=1):
-    """`(state, losses)` after STEPS steps, `each` of them a dispatch."""
+def trained(program, state, layout):
+    """`(state, losses)` after STEPS steps."""
     losses = []
-    for n in range(0, STEPS, each):
-        batches = [Unet.batch(n + i) for i in range(each)]
-        batch = batches[0] if each == 1 else jax.tree.map(lambda *xs: np.stack(xs), *batches)
-        state, metrics = program(state, batch if layout is None else training.place_batch(batch, layout, int(each > 1)))
-        losses.append(np.ravel(metrics["denoiser/loss"]))
-    return state, np.concatenate(losses)
+    for n in range(STEPS):
+        state, metrics = program(state, Unet.batch(n) if layout is None else training.place_batch(Unet.batch(n), layout))
+        losses.append(float(metrics["denoiser/loss"]))
+    return state, losses
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +83,12 @@ def spread(unet):
 
     def of(way):
         if way not in held:
-            layout, accumulate, each = WAYS[way]
+            layout, accumulate = WAYS[way]
             state = unet.fresh() if layout is None else training.place_state(unet.fresh(), layout)
-            program = compiled_step(unet.step(layout, accumulate), state, layout, each)
-            if way.startswith("mesh") and each == 1:  # the compiled program itself takes nothing but its own shardings back
+            program = compiled_step(unet.step(layout, accumulate), state, layout)
+            if way.startswith("mesh"):  # a program once compiled takes only what lies as it was told: its own state again
                 program = program.lower(state, training.place_batch(Unet.batch(0), layout)).compile()
-            held[way] = (program, *trained(program, state, layout, each))
+            held[way] = (program, *trained(program, state, layout))
         return held[way]
 
     return of
@@ -151,17 +145,32 @@ def test_between_data_parallel_devices_go_gradients_and_metrics_alone(unet, spre
     assert "all-gather" in {kind for kind, _ in collectives(spread("mesh 2 x 2")[0].as_text())}
 
 
-def test_bfloat16_computes_and_float32_is_kept(spread):
-    half = Unet("bfloat16")
-    layout = SPLIT
-    state = training.place_state(half.fresh(), layout)
-    program = compiled_step(half.step(layout), state, layout)
-    batch = training.place_batch(Unet.batch(0), layout)
-    assert "bf16[" in program.lower(state, batch).as_text("hlo")
-    state, metrics = program(state, batch)
-    kept = {x.dtype.name for x in jax.tree.leaves((state.params, state.opt, state.ema))}
-    assert kept == {"float32", "int32"}  # int32: the optimizer's count
-    assert float(metrics["denoiser/loss"]) == pytest.approx(spread("mesh 2 x 2")[2][0], rel=2e-2)
+@pytest.mark.parametrize("layout", [SPLIT, PMAP], ids=["mesh", "pmap"])
+def test_accumulation_and_several_steps_a_dispatch(layout):
+    """Twenty steps of the toy: two micro-batches each, five steps a dispatch, where a device holds one example of each."""
+    layout = layout._replace(min_size=0)
+    state = training.place_state(toy.fresh(), layout)
+    program = compiled_step(toy.step(axis_name=AXIS if layout.kind == "pmap" else None, accumulate=2), state, layout, 5)
+    want, plain, losses = toy.fresh(), jax.jit(toy.step()), []
+    for n in range(0, STEPS, 5):
+        stacked = jax.tree.map(lambda *xs: np.stack(xs), *(toy.batch(n + i) for i in range(5)))
+        state, metrics = program(state, training.place_batch(stacked, layout, axis=1))
+        for i in range(5):
+            want, one = plain(want, toy.batch(n + i))
+            losses.append((float(metrics["net/loss"][i]), float(one["net/loss"])))
+    close(state, want)
+    np.testing.assert_allclose(*zip(*losses, strict=True), rtol=1e-5)
+
+
+def test_remat_and_bfloat16_keep_a_float32_state():
+    half = Unet(dtype="bfloat16", remat=True)
+    state = training.place_state(half.fresh(), SPLIT)
+    lowered = compiled_step(half.step(SPLIT), state, SPLIT).lower(state, training.place_batch(Unet.batch(0), SPLIT))
+    text = lowered.as_text()
+    assert re.search(r"convolution.*bf16>", text) and "optimization_barrier" in text
+    new = lowered.out_info[0]
+    assert {x.dtype.name for x in jax.tree.leaves((new.params, new.ema))} == {"float32"}
+    assert {x.dtype.name for x in jax.tree.leaves(new.opt)} == {"float32", "int32"}  # int32: the optimizer's count
 
 
 @pytest.mark.parametrize("into", [None, GRID, PMAP, Layout(make_mesh(fsdp=4), min_size=0)],
@@ -189,6 +198,7 @@ def test_a_checkpoint_fits_any_layout(into, tmp_path):
 
 
 def points(workdir, words="", **overrides):
+    """The last state of a run of configs/gaussians25.py, four steps long."""
     config = load("gaussians25", f"smoke{words}", optimizer__eps=1e-6, condition__label=True, **overrides)
     return fit.train(config, workdir, progress=False).state
 
