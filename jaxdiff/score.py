@@ -124,7 +124,7 @@ def score(
     if run.facts.kind == "points":
         return calls | _score_points(run, samples), samples
     if "words" in wanted:
-        calls |= score_words(run, workdir, samples.x, samples.cond["prompt"], progress)
+        calls |= score_words(run, workdir, [(samples.x, samples.cond["prompt"])], progress)
     wanted = tuple(name for name in wanted if name != "words")
     return calls | score_pictures(run, workdir, [(samples.x, samples.cond.get("label"))], wanted, progress), samples
 
