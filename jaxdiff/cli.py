@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -66,13 +67,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             return COMMANDS[args.command](args, *((overrides,) if args.command in TAKE_CONFIG else ()))
     except WRONG_WORDS as error:
         print(f"jaxdiff: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _failed(2)
     except (ArithmeticError, OSError, RuntimeError) as error:
         print(f"jaxdiff: {' '.join(str(error).split())[:2000]}", file=sys.stderr)
-        return 1
+        return _failed(1)
     except KeyboardInterrupt:
         print("jaxdiff: interrupted", file=sys.stderr)
-        return 130
+        return _failed(130)
+    except Exception:  # a fault of ours, which Python tells at length
+        _failed(1, traceback.format_exc())
+        raise
+
+
+def _failed(code: int, words: str = "") -> int:
+    """The exit code; where other processes train with this one, its end, with these words."""
+    if "jaxdiff.training" in sys.modules:
+        from jaxdiff.training import leave_alone
+
+        leave_alone(code, words)
+    return code
 
 
 if __name__ == "__main__":

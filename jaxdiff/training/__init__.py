@@ -6,10 +6,12 @@ train(step, state, batches, "runs/one", steps=10_000)
 """
 
 from jaxdiff.training.checkpoint import Checkpoints, read_meta, steps
+from jaxdiff.training.claim import check_free, claim
 from jaxdiff.training.logs import Log
 from jaxdiff.training.loop import NonFiniteLoss, Outcome, train
 from jaxdiff.training.optimizers import Optimizer, learning_rate_schedule, optimizer
 from jaxdiff.training.parallel import data_mesh, replicate, shard_batch
+from jaxdiff.training.processes import agreed, everyones, initialize, leave_alone
 from jaxdiff.training.resume import Restored, broken, restore
 from jaxdiff.training.rundir import check_config, versions
 from jaxdiff.training.state import Ema, TrainState, power_gamma
@@ -27,11 +29,17 @@ __all__ = [
     "TrainState",
     "TrainStep",
     "Update",
+    "agreed",
     "broken",
     "check_config",
+    "check_free",
+    "claim",
     "data_mesh",
+    "everyones",
     "init_state",
+    "initialize",
     "learning_rate_schedule",
+    "leave_alone",
     "make_multi_step",
     "make_train_step",
     "optimizer",
