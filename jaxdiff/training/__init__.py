@@ -10,7 +10,21 @@ from jaxdiff.training.claim import check_free, claim
 from jaxdiff.training.logs import Log
 from jaxdiff.training.loop import NonFiniteLoss, Outcome, train
 from jaxdiff.training.optimizers import Optimizer, learning_rate_schedule, optimizer
-from jaxdiff.training.parallel import data_mesh, replicate, shard_batch
+from jaxdiff.training.parallel import (
+    AXIS,
+    MIN_SIZE,
+    Layout,
+    batch_sharding,
+    compiled_step,
+    make_layout,
+    make_mesh,
+    on_host,
+    place_batch,
+    place_state,
+    replicate,
+    shard_batch,
+    state_shardings,
+)
 from jaxdiff.training.processes import agreed, everyones, initialize, leave_alone
 from jaxdiff.training.resume import Restored, broken, restore
 from jaxdiff.training.rundir import check_config, versions
@@ -18,8 +32,11 @@ from jaxdiff.training.state import Ema, TrainState, power_gamma
 from jaxdiff.training.step import Metrics, TrainStep, Update, init_state, make_multi_step, make_train_step, update_names
 
 __all__ = [
+    "AXIS",
+    "MIN_SIZE",
     "Checkpoints",
     "Ema",
+    "Layout",
     "Log",
     "Metrics",
     "NonFiniteLoss",
@@ -30,24 +47,31 @@ __all__ = [
     "TrainStep",
     "Update",
     "agreed",
+    "batch_sharding",
     "broken",
     "check_config",
     "check_free",
     "claim",
-    "data_mesh",
+    "compiled_step",
     "everyones",
     "init_state",
     "initialize",
     "learning_rate_schedule",
     "leave_alone",
+    "make_layout",
+    "make_mesh",
     "make_multi_step",
     "make_train_step",
+    "on_host",
     "optimizer",
+    "place_batch",
+    "place_state",
     "power_gamma",
     "read_meta",
     "replicate",
     "restore",
     "shard_batch",
+    "state_shardings",
     "steps",
     "train",
     "update_names",

@@ -19,7 +19,7 @@ from typing import IO
 
 import jax
 
-from jaxdiff.training.processes import agreed
+from jaxdiff.training.processes import agreed, check_joined
 
 try:
     import fcntl
@@ -37,6 +37,7 @@ def claim(workdir: str | os.PathLike) -> Iterator[None]:
 
     Raises ValueError where another training holds it, OSError where it cannot be written: on every process the same.
     """
+    check_joined()
     held: IO[str] | None = None
     error: OSError | ValueError | None = None
     if jax.process_index() == 0:
@@ -56,6 +57,7 @@ def claim(workdir: str | os.PathLike) -> Iterator[None]:
 
 def check_free(workdir: str | os.PathLike) -> None:
     """Raise ValueError where another training holds `workdir` now; writes nothing. Every process calls it."""
+    check_joined()
     words = ""
     if fcntl is not None and jax.process_index() == 0 and os.access(Path(workdir) / LOCK, os.R_OK | os.W_OK):
         with (Path(workdir) / LOCK).open("r+", encoding="utf-8") as file:

@@ -76,6 +76,12 @@ def in_cluster() -> bool:
     return (slurm and env["SLURM_NTASKS"] != "1") or (mpi and env["OMPI_COMM_WORLD_SIZE"] != "1") or "," in hosts
 
 
+def check_joined() -> None:
+    """Raise ValueError where jax sees other processes' devices, as on a TPU slice, and nobody joined them."""
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise ValueError(f"this is one of {jax.process_count()} processes, which have not joined; {MEND}")
+
+
 def everyones(value: Any) -> list[Any]:
     """The `value` of each process, in their order, on every one; what JSON holds. All must call it, at the same place.
 
