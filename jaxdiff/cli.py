@@ -46,7 +46,7 @@ def _calm() -> Iterator[None]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's C++ log; read when jax is imported
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("jaxdiff: %(message)s"))
-    handler.addFilter(lambda record: record.levelno >= logging.ERROR or record.name.partition(".")[0] in ("jaxdiff", "jax"))
+    handler.addFilter(_worth_a_line)
     root = logging.getLogger()
     root.addHandler(handler)
     with warnings.catch_warnings():
@@ -56,6 +56,13 @@ def _calm() -> Iterator[None]:
             yield
         finally:
             root.removeHandler(handler)
+
+
+def _worth_a_line(record: logging.LogRecord) -> bool:
+    """What jaxdiff and jax warn of, and others' errors; not those that Orbax logs at length and raises as well."""
+    if record.name.partition(".")[0] in ("jaxdiff", "jax"):
+        return True
+    return record.levelno >= logging.ERROR and not (record.name == "absl" and record.exc_info)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -218,8 +218,10 @@ def _save(saves: Checkpoints, step: int, state: TrainState, metrics: dict[str, f
 
 def _unsaved(what: str, saves: Checkpoints, error: Exception) -> RuntimeError:
     kept = ", ".join(map(str, saved_steps(saves.directory.parent))) or "none"
+    reason = " ".join(str(error).split())
+    reason = reason if len(reason) < 300 else f"{reason[:100]} ... {reason[-180:]}"  # the cause comes last
     return RuntimeError(
-        f"could not save {what} in {saves.directory} ({str(error).splitlines()[0][:200]}); "
+        f"could not save {what} in {saves.directory} ({reason}); "
         f"the older ones are untouched ({kept}); free some space and run again"
     )
 

@@ -32,7 +32,7 @@ class Leave:
         self.received: int | None = None
         self._before: dict[int, Any] = {}
         self._calls, self._until = 0, 1  # since the last question, and at the next one
-        self._asked = time.monotonic()
+        self._asked: float | None = None  # when; the pace counts from there
 
     def __enter__(self) -> Leave:
         if threading.current_thread() is threading.main_thread():
@@ -62,9 +62,10 @@ class Leave:
         self._calls += 1
         if not now and self._calls < self._until:
             return None
-        elapsed = max(time.monotonic() - self._asked, 1e-3)
-        # At most eight times as far as was just measured: the first dispatches are no measure of those to come.
-        ahead = int(np.clip(self._calls * _SECONDS / elapsed, 1, 8 * self._calls))
+        ahead = 1
+        if self._asked is not None:  # at most eight times as far as was just measured
+            elapsed = max(time.monotonic() - self._asked, 1e-3)
+            ahead = int(np.clip(self._calls * _SECONDS / elapsed, 1, 8 * self._calls))
         heard = multihost_utils.process_allgather(np.array([self.received or 0, ahead], np.int32))
         self._calls, self._until, self._asked = 0, int(heard[0, 1]), time.monotonic()
         return int(heard[:, 0].max()) or None
