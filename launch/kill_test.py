@@ -86,8 +86,14 @@ def rows(workdir: Path) -> list[dict]:
 
 
 def reached(workdir: Path) -> int:
-    """The last step that was logged, 0 without one."""
-    return rows(workdir)[-1]["step"] if rows(workdir) else 0
+    """The last step that was logged, 0 without one; reads the end of the file only."""
+    path = workdir / "metrics.jsonl"
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        whole = [line for line in file.read().splitlines(keepends=True) if line.startswith(b"{") and line.endswith(b"\n")]
+    return json.loads(whole[-1])["step"] if whole else 0
 
 
 def newest(workdir: Path) -> int:
@@ -119,7 +125,7 @@ def kill(args: argparse.Namespace, workdir: Path, kind: str, chance: random.Rand
     }
     moment, wait = moments[kind]
     while process.poll() is None and not moment():
-        time.sleep(0.002)
+        time.sleep(0.005)
     time.sleep(chance.uniform(0, wait))
     if process.poll() is not None:
         return None
@@ -189,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
 
     begun = time.monotonic()
     process = start(args, peace)
-    while process.poll() is None and not rows(peace):
+    while process.poll() is None and not reached(peace):
         time.sleep(0.01)
     args.startup = time.monotonic() - begun
     if process.wait() != 0:
