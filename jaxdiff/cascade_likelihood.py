@@ -23,11 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff import build, data
-from jaxdiff.cascade import PIXELS, Stage, cut
+from jaxdiff.cascade import PIXELS, Stage, cut, each_cond
 from jaxdiff.losses import truncated_bound, variational_bound
 from jaxdiff.run import Run
 from jaxdiff.samplers import bits_per_dim, log_likelihood
-from jaxdiff.stages import check_linked, stage_of
+from jaxdiff.stages import check_linked, stage_of, told
 from jaxdiff.types import Array, Cond, Key, Params
 
 
@@ -36,7 +36,7 @@ def cascade_bound(
     stages: Sequence[Stage],
     params: Sequence[Params],
     pictures: Sequence[Array],
-    cond: Cond = None,
+    cond: Cond | Sequence[Cond] = None,
     s: float | Sequence[float] = 0.0,
     levels: int = 0,
     variance: str | Sequence[str] = "small",
@@ -52,7 +52,7 @@ def cascade_bound(
       stages: base first. params: of each.
       pictures: of each stage `[B, h, w, C]`, smallest first, each the low-resolution version of the next; the last ones
         `2 k / (levels - 1) - 1` for a Discrete stage, dequantised for any other.
-      cond: told to every stage, such as `label` `[B]`.
+      cond: told to every stage, such as `label` `[B]`, or of each its own.
       s: the augmentation's time for each super-resolution stage, or one for all; Python numbers above 0.
       levels: grey levels of the last stage's pictures, 0 for a density: then bits are not of grey levels but of x.
       variance: of the reverse steps of Discrete stages, "small", "large" or "learned", of each or of all.
@@ -74,18 +74,19 @@ def cascade_bound(
             raise ValueError("a stage with a codec is a model of what it encodes, no bound on pictures; allowed: no codec")
     variances = [variance] * len(stages) if isinstance(variance, str) else list(variance)
     dim = math.prod(stages[-1].shape)
-    told, terms = cond, []
+    conds, terms = each_cond(cond, len(stages)), []
+    given: dict[str, Any] = {}
     for i, (stage, x) in enumerate(zip(stages, pictures, strict=True)):
         k_stage, k_noise = jax.random.split(jax.random.fold_in(key, i))
-        denoise = stage.denoiser(params[i], None)
+        denoise, cond_i = stage.denoiser(params[i], None), {**conds[i], **given} or None
         if i + 1 == len(stages):
-            terms.append(_whole(denoise, stage.path, x, k_stage, told, levels, variances[i], ode))
+            terms.append(_whole(denoise, stage.path, x, k_stage, cond_i, levels, variances[i], ode))
             continue
         following = stages[i + 1].augmentation
         t = cut(stage.path, following, times[i]).t
-        nats = truncated_bound(denoise, stage.path, x, k_stage, t, told, num_times, variances[i])
+        nats = truncated_bound(denoise, stage.path, x, k_stage, t, cond_i, num_times, variances[i])
         terms.append(nats / (dim * math.log(2)))
-        told = {**(cond or {}), **following.noised(k_noise, x, times[i])}
+        given = following.noised(k_noise, x, times[i])
     return jnp.stack(terms)
 
 
@@ -150,7 +151,7 @@ def likelihood(
     chains = [hasattr(run.path, "betas") for run in runs]
     variances = ["learned" if run.config.parameterization.learned_variance else "small" for run in runs]
     ode = {} if chains[-1] else {"trace": trace, "num_probes": probes}
-    pictures, cond, num = _examples(runs, num, seed, dequantise=not chains[-1])
+    pictures, given, num = _examples(runs, num, seed, dequantise=not chains[-1])
     size = min(last.config.evaluate.batch_size, num)
 
     @jax.jit
@@ -161,9 +162,9 @@ def likelihood(
     for i, start in enumerate(range(0, num, size)):
         rows = np.arange(start, start + size) % num  # the last batch is filled up, so that one program serves all
         part = [jnp.asarray(x[rows]) for x in pictures]
-        told = {name: jnp.asarray(value[rows]) for name, value in cond.items()} or None
+        conds = told(runs, {name: value[rows] for name, value in given.items()})
         key = jax.random.fold_in(jax.random.key(seed), i)
-        found.append(np.asarray(terms_of(key, [run.params for run in runs], part, told), np.float64))
+        found.append(np.asarray(terms_of(key, [run.params for run in runs], part, conds), np.float64))
     terms = np.concatenate(found, axis=1)[:, :num]
     whole = "variational bound" if chains[-1] else f"probability-flow ODE, {trace} trace"
     kinds = [f"variational bound down to s = {v:g}" for v in times] + [whole]
@@ -186,10 +187,13 @@ def _examples(
     config.data.scale = "dequantise" if dequantise and known.levels else "exact"
     records = build.source(config, "test")
     num = len(records) if num is None else min(num, len(records))
-    batch = data.preview(records, num, preprocess=build.preprocess(config, known), seed=seed, task=build.task(config))
+    reads = any(run.facts.text for run in runs)
+    batch = data.preview(records, num, preprocess=build.preprocess(config, known), seed=seed, task=build.task(config),
+                         captions=reads)
     pictures = [batch["x"]]
     for run in reversed(runs[1:]):
         task = build.task(run.config)
         assert task is not None and task.operator is not None  # check_linked: every stage but the first has one
         pictures.insert(0, task.operator(pictures[0]))
-    return pictures, {"label": batch["label"]} if known.num_classes else {}, num
+    given = {"label": batch["label"]} if known.num_classes else {}
+    return pictures, given | ({"prompt": batch["caption"]} if reads else {}), num

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +20,11 @@ from jaxdiff.cascade import Cut, Stage, cut, sample_cascade
 from jaxdiff.facts import labels_from_text
 from jaxdiff.run import Run, load_run
 from jaxdiff.spread import Spread
-from jaxdiff.stages import check_linked, stage_of
+from jaxdiff.stages import check_linked, stage_of, told
 from jaxdiff.trees import fingerprint
-from jaxdiff.types import Array, Key, Params
+from jaxdiff.types import Array, Cond, Key, Params
 
+CAPTIONS = 1000  # of a run's own data at most, drawn in turn where no prompts are given
 # sections of a run's config that decide what its params draw
 DRAWING = ("path", "estimator", "parameterization", "network", "sampler", "grid", "augmentation", "augmentation_path")
 
@@ -42,7 +43,8 @@ class Cascade(NamedTuple):
 
 
 class Order(NamedTuple):
-    """What is drawn of a cascade: `num` samples, `batch_size` at once, classes of `label` in turn (None: there are none).
+    """What is drawn of a cascade: `num` samples, `batch_size` at once, classes of `label` and texts of `prompt` in turn
+    (None: there are none).
 
     s: of each super-resolution stage. Sample n is a function of seed, batch_size and n.
     """
@@ -51,15 +53,16 @@ class Order(NamedTuple):
     truncated: bool
     num: int
     label: tuple[int, ...] | None
+    prompt: tuple[str, ...] | None
     seed: int
     batch_size: int
 
-    def told(self, i: int) -> dict[str, np.ndarray]:
-        """What batch i is asked for; the last batch is filled up by going on."""
-        if self.label is None:
-            return {}
-        return {"label": np.asarray(self.label, np.int32)[np.arange(i * self.batch_size, (i + 1) * self.batch_size)
-                                                          % len(self.label)]}
+    def asked(self, i: int) -> dict[str, np.ndarray]:
+        """What batch i is asked for, `label` int32 and `prompt` str; the last batch is filled up by going on."""
+        rows = np.arange(i * self.batch_size, (i + 1) * self.batch_size)
+        label = {} if self.label is None else {"label": np.asarray(self.label, np.int32)}
+        prompt = {} if self.prompt is None else {"prompt": np.asarray(self.prompt)}
+        return {name: value[rows % len(value)] for name, value in (label | prompt).items()}
 
     def key(self, i: int) -> Key:
         return jax.random.fold_in(jax.random.key(self.seed), i)
@@ -107,18 +110,31 @@ def levels(s: Sequence[float] | None, count: int) -> tuple[float, ...]:
 
 
 def order(
-    cascade: Cascade, s: tuple[float, ...], truncated: bool, num: int | None, label: str | None, seed: int, batch_size: int
+    cascade: Cascade, s: tuple[float, ...], truncated: bool, num: int | None, label: str | None, seed: int, batch_size: int,
+    prompts: Sequence[str] = (),
 ) -> Order:
     """What is drawn, from words: `label` a class by number or name, or several with commas; all classes in turn for None.
 
-    num: by default what the last run's config evaluates with. Raises ValueError for a class that the runs do not have.
+    num: by default what the last run's config evaluates with. prompts: for runs that read texts; by default captions of the
+    last such run's own split for it. Raises ValueError for a class that the runs do not have, and for texts that none reads.
     """
     known = cascade.runs[-1].facts
     num = cascade.runs[-1].config.evaluate.num if num is None else num
     classes = tuple(range(known.num_classes)) or None
     if label is not None:
         classes = tuple(labels_from_text(label, len(label.split(",")), known).tolist())
-    return Order(s, truncated, num, classes, seed, min(batch_size, num))
+    readers = [run for run in cascade.runs if run.reader is not None]
+    if prompts and not readers:
+        raise ValueError("prompts came, and no run of the cascade was trained with captions; mend: leave them out, or "
+                         "stages of configs/cascade.py:cond=text")
+    if readers and not prompts:
+        prompts = score.captions(readers[-1], min(num, CAPTIONS)).tolist()
+    return Order(s, truncated, num, classes, tuple(prompts) or None, seed, min(batch_size, num))
+
+
+def remarks(cascade: Cascade, prompts: Sequence[str]) -> list[str]:
+    """A line for each prompt that does not go whole into one of the runs."""
+    return list(dict.fromkeys(line for run in cascade.runs if run.reader is not None for line in run.remarks(prompts)))
 
 
 def stops(stages: Sequence[Stage], s: Sequence[float], truncated: bool) -> list[Cut | None]:
@@ -144,35 +160,37 @@ def words(cascade: Cascade, order: Order) -> dict[str, Any]:
 
 
 def drawer(cascade: Cascade, order: Order, hand_over: bool = False) -> Callable[[int], dict[str, np.ndarray]]:
-    """`draw(i)`: batch i of the order as uint8 arrays `stage_0`, `stage_1`, ..., and `label`; one program for all,
+    """`draw(i)`: batch i of the order as uint8 arrays `stage_0`, `stage_1`, ..., `label`, `prompt`; one program for all,
     each batch split over this process's devices.
 
     With `hand_over` also `handed`, the last stage's pictures as they are, float32, to be given to a further stage.
     """
     stops(cascade.stages, order.s, order.truncated)
 
-    def whole(params: Sequence[Params], key: Key, cond: Mapping[str, Array], num: int) -> list[Array]:
-        return sample_cascade(key, cascade.stages, params, cond or None, num, order.s, order.truncated)
+    def whole(params: Sequence[Params], key: Key, conds: Sequence[Cond], num: int) -> list[Array]:
+        return sample_cascade(key, cascade.stages, params, conds, num, order.s, order.truncated)
 
     program, params = Spread(whole), cascade.params
 
     def draw(i: int) -> dict[str, np.ndarray]:
-        told = order.told(i)
-        images = program(params, order.key(i), told, order.batch_size)
-        found = {f"stage_{k}": evaluation.to_uint8(x) for k, x in enumerate(images)} | told
+        asked = order.asked(i)
+        images = program(params, order.key(i), told(cascade.runs, asked), order.batch_size)
+        found = {f"stage_{k}": evaluation.to_uint8(x) for k, x in enumerate(images)} | asked
         return found | ({"handed": images[-1]} if hand_over else {})
 
     return draw
 
 
 def picture(cascade: Cascade, order: Order) -> np.ndarray:
-    """A row a sample: every stage's picture, and the training picture of the last stage that is nearest to its own."""
+    """A row a sample: every stage's picture, and the training picture of the last stage that is nearest to its own; behind
+    the text that was asked for, where there is one."""
     draw = drawer(cascade, order)
     found = [draw(i) for i in range(-(-order.num // order.batch_size))]
     of_stage = [np.concatenate([part[f"stage_{k}"] for part in found])[: order.num] for k in range(len(cascade.stages))]
     columns = {f"{x.shape[1]} x {x.shape[2]}": x for x in of_stage}
     columns["nearest real"] = realism.nearest_real(cascade.runs[-1], stream.to_float(of_stage[-1]))
-    return evaluation.columns_picture(columns)
+    asked = None if order.prompt is None else [order.prompt[n % len(order.prompt)] for n in range(order.num)]
+    return evaluation.columns_picture(columns) if asked is None else evaluation.captioned_rows(columns, asked)
 
 
 def check_metrics(cascade: Cascade, metrics: Sequence[str]) -> list[tuple[str, ...]]:
@@ -182,9 +200,15 @@ def check_metrics(cascade: Cascade, metrics: Sequence[str]) -> list[tuple[str, .
 
 def score_stage(cascade: Cascade, k: int, folder: Any, wanted: Sequence[str], quiet: bool = False) -> dict[str, Any]:
     """What stage k's pictures in the parts of `folder` are worth beside its run's real ones, one part at a time."""
-    found = ((stream.to_float(part[f"stage_{k}"]), part.get("label"))
-             for part in stream.parts(folder, (f"stage_{k}", "label")))
-    return realism.score_pictures(cascade.runs[k], cascade.workdirs[k], found, wanted, not quiet)
+    run, workdir = cascade.runs[k], cascade.workdirs[k]
+
+    def drawn(name: str) -> Iterator[tuple[np.ndarray, Any]]:
+        for part in stream.parts(folder, (f"stage_{k}", name)):
+            yield stream.to_float(part[f"stage_{k}"]), part.get(name)
+
+    found = realism.score_words(run, workdir, drawn("prompt"), not quiet) if "words" in wanted else {}
+    rest = tuple(name for name in wanted if name != "words")
+    return found | (realism.score_pictures(run, workdir, drawn("label"), rest, not quiet) if rest else {})
 
 
 def score_parts(

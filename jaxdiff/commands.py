@@ -163,14 +163,17 @@ def cascade(args: argparse.Namespace) -> int:
     for flag in ("metrics", "sweep_s"):
         if drawn and getattr(args, flag) is not None:
             raise ValueError(f"--{flag} came with --out={args.out}, a picture; mend: --out=DIR, a directory")
-    count = len(args.stage)
+    count, prompts = len(args.stage), _prompts(args)
     how = {"num_steps": args.steps, "sampler": args.sampler, "guidance": args.guidance, "threshold": args.threshold}
     chosen = cascading.open_cascade(args.stage, cascading.for_stages(how, count), args.inception)
     swept = args.sweep_s is not None
+    num = args.num or (len(prompts) or 16 if drawn else None)
     order = cascading.order(
-        chosen, cascading.levels(args.s, count - 1 - swept), args.truncated, args.num or (16 if drawn else None), args.label,
-        args.seed, args.batch_size,
+        chosen, cascading.levels(args.s, count - 1 - swept), args.truncated, num, args.label, args.seed, args.batch_size,
+        prompts,
     )
+    for line in cascading.remarks(chosen, prompts):
+        print(line, file=sys.stderr)
     words = args.metrics or ("frechet" if swept else "")
     metrics = () if words == "all" else tuple(filter(None, words.split(",")))
     if swept:

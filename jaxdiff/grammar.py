@@ -113,12 +113,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--num", type=_count, metavar="N", help="how many samples (default 64; with prompts one of each)")
     one.add_argument("--size", type=_size, metavar="HxW", help="pixels of each picture, or one number for both sides, other "
                      "than the run was trained for (default: as trained); good while objects fill the picture as before")
-    one.add_argument("--label", metavar="CLASS", help="a class, by number or name, or several with commas, drawn in turn "
-                     "(default: all classes in turn)")
-    one.add_argument("--text", action="append", metavar="PROMPT", help="what is to be seen, for runs trained with captions; "
-                     "once for each prompt, drawn in turn and written under the pictures (default: captions of the test "
-                     "split)")
-    one.add_argument("--prompts", metavar="FILE", help="prompts from a text file, a line each, instead of --text")
+    _told_flags(one)
     one.add_argument("--draws", type=_count, default=4, metavar="K", help="samples of each condition picture, for runs that "
                      "take one (default 4); --num is then the number of conditions")
     one.add_argument("--image", metavar="PATH", help="your own condition pictures, a file or a folder (default: made from "
@@ -233,13 +228,23 @@ def _draw_flags(one: argparse.ArgumentParser) -> None:
                      "samples (default 0)")
 
 
+def _told_flags(one: argparse.ArgumentParser) -> None:
+    """What is to be seen."""
+    one.add_argument("--label", metavar="CLASS", help="a class, by number or name, or several with commas, drawn in turn "
+                     "(default: all classes in turn)")
+    one.add_argument("--text", action="append", metavar="PROMPT", help="what is to be seen, for runs trained with captions; "
+                     "once for each prompt, drawn in turn and written under the pictures (default: captions of the test "
+                     "split)")
+    one.add_argument("--prompts", metavar="FILE", help="prompts from a text file, a line each, instead of --text")
+
+
 def _cascade_flags(one: argparse.ArgumentParser) -> None:
     each = "; give it once for all stages, or once for each in the order of --stage (default: each config's)"
     one.add_argument("--stage", action="append", required=True, metavar="DIR", help="directory of a stage's run; once for "
                      "each, the base first and then as the pictures grow")
     one.add_argument("--out", required=True, metavar="OUT", help="FILE.png: a picture, a row a sample: every stage, and the "
                      "training picture nearest to the last; or DIR: samples in parts, DIR/part_00000.npz and on, with the "
-                     "8-bit arrays stage_0, stage_1, ... and label; the same command goes on where it was stopped")
+                     "8-bit arrays stage_0, stage_1, ..., label and prompt; the same command goes on where it was stopped")
     one.add_argument("--s", type=_levels, metavar="S", help="how much noise each super-resolution stage is told is on what "
                      "it is given, a time of its augmentation's path; one for all, or one for each with commas (default 0: "
                      "the pictures as they are, the one s that every stage knows; those trained with Gaussian augmentation "
@@ -251,14 +256,14 @@ def _cascade_flags(one: argparse.ArgumentParser) -> None:
                      "s). A row a value in DIR/sweep.jsonl, the curves in DIR/sweep.png; values that have a row are passed "
                      "over")
     one.add_argument("--metrics", metavar="NAMES", help="score the parts in a DIR, each stage beside its own run's real "
-                     "pictures: some of agreement, frechet, kid, precision_recall, inception_score, cas, with commas, "
-                     "or all, of which cas is none; also to DIR/scores.json (default: none; of a sweep frechet)")
+                     "pictures: some of agreement, frechet, kid, precision_recall, inception_score, cas, words (where every "
+                     "stage reads captions), with commas, or all, of which cas is none; also to DIR/scores.json (default: "
+                     "none; of a sweep frechet)")
     one.add_argument("--inception", metavar="FILE", help="weights of FID's Inception-v3 (.pth or .npz), to compare by its "
                      "features (default: by those of a classifier of each stage's data)")
-    one.add_argument("--num", type=_count, metavar="N", help="how many samples (default: 16 in a picture, in a DIR the last "
-                     "stage's evaluate.num)")
-    one.add_argument("--label", metavar="CLASS", help="a class, by number or name, or several with commas, drawn in turn "
-                     "(default: all classes in turn)")
+    one.add_argument("--num", type=_count, metavar="N", help="how many samples (default: in a picture 16, or one of each "
+                     "prompt; in a DIR the last stage's evaluate.num)")
+    _told_flags(one)
     one.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the random numbers: the same seed and batch "
                      "size, the same samples (default 0)")
     one.add_argument("--batch_size", type=_count, default=250, metavar="N", help="samples computed at once, and kept in a "

@@ -101,9 +101,12 @@ def score_pictures(
     return found
 
 
-def score_words(run: Run, workdir: Any, x: np.ndarray, prompts: Iterable[str], progress: bool = True) -> dict[str, Any]:
-    """Whether pictures `x` `[N, H, W, C]` show what they were asked for: `evaluation.word_report` beside the training
-    pictures and their captions, under the features of Inception or of a classifier."""
+def score_words(
+    run: Run, workdir: Any, parts: Iterable[tuple[np.ndarray, Any]], progress: bool = True
+) -> dict[str, Any]:
+    """Whether pictures show what they were asked for: `evaluation.word_report` beside the training pictures and their
+    captions, under the features of Inception or of a classifier. `parts` are batches `(x, prompts)`, as `score_pictures`
+    takes them."""
     part = run.config.evaluate
     if part.inception:
         name, features = "inception pool3", by_example(evaluation.inception_features(part.inception))
@@ -112,7 +115,8 @@ def score_words(run: Run, workdir: Any, x: np.ndarray, prompts: Iterable[str], p
         name, features = judge.name, judge.features
     real = _reference(run, Path(workdir) / "reference.npz", name, features).features
     captions = data.captions(build.source(run.config, "train"))
-    return evaluation.word_report(evaluation.extract(features, x), list(prompts), real, captions)
+    seen, asked = zip(*((evaluation.extract(features, x), np.asarray(prompts)) for x, prompts in parts), strict=True)
+    return evaluation.word_report(np.concatenate(seen), np.concatenate(asked).tolist(), real, captions)
 
 
 def _reference(run: Run, path: Path, name: str, features: Callable[[Any], Array]) -> Statistics:

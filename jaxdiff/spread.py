@@ -32,9 +32,7 @@ class Spread:
     """
 
     def __init__(self, fn: Callable[..., Tree], mesh: Mesh | None = None) -> None:
-        if mesh is None and jax.device_count() > 1 and _by_place():
-            mesh = training.make_mesh(jax.local_devices())
-        self._mesh = mesh if mesh is not None and mesh.devices.size > 1 else None
+        self._mesh = here() if mesh is None else mesh
         self._held: tuple[Any, Any] = (None, None)
         whole = None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec())
         self._split = whole if self._mesh is None or not _by_place() else training.batch_sharding(self._mesh)
@@ -75,8 +73,16 @@ def by_example(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda x: spread(None, None, x, len(x))
 
 
-def shared(batch: Tree, mesh: Mesh) -> Tree:
+def here() -> Mesh | None:
+    """This process's devices; None for a single one, or where noise would depend on how it is split."""
+    several = jax.device_count() > 1 and jax.local_device_count() > 1
+    return training.make_mesh(jax.local_devices()) if several and _by_place() else None
+
+
+def shared(batch: Tree, mesh: Mesh | None) -> Tree:
     """A batch `[B, ...]` that every process has whole, split over a mesh; copied to all of it where B does not divide."""
+    if mesh is None:
+        return batch
 
     def place(x: Any) -> jax.Array:
         even = np.shape(x)[0] % mesh.devices.size == 0

@@ -9,15 +9,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxdiff import build, guiding
 from jaxdiff.cascade import PIXELS, Codec, Stage
 from jaxdiff.run import Run, load_run
 from jaxdiff.samplers import Sampler
-from jaxdiff.types import Guidance
+from jaxdiff.types import Array, Guidance
 
 
 def stage_of(
@@ -69,6 +71,13 @@ def check_linked(runs: Sequence[Run]) -> None:
         if ours[0] != theirs[0] or (ours[0] and ours[1] and theirs[1] and ours[1] != theirs[1]):
             raise ValueError(f"{names}: it has {_classes(*ours)}, the one before {_classes(*theirs)}; mend: train both on "
                              "the same classes")
+
+
+def told(runs: Sequence[Run], given: Mapping[str, Any]) -> list[dict[str, Array]]:
+    """What each run is told of `given`: arrays such as `label` as they are, and `prompt`, a text for each example, as the
+    run reads it; a run without captions is told none. Not for inside `jit`."""
+    arrays = {name: jnp.asarray(value) for name, value in given.items() if name != "prompt"}
+    return [arrays | (run.read(given["prompt"]) if "prompt" in given and run.reader is not None else {}) for run in runs]
 
 
 def _classes(num: int, names: Sequence[str]) -> str:

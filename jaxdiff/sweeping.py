@@ -28,6 +28,7 @@ from jaxdiff import cascading, evaluation, stream
 from jaxdiff.cascade import sample_stage
 from jaxdiff.cascading import Cascade, Order
 from jaxdiff.spread import Spread
+from jaxdiff.stages import told
 
 # what is drawn and printed, in this order, where a row has it; and beside it what real data gets, under what name
 SHOWN = {"frechet": "Frechet distance", "kid": "KID", "precision": "precision", "recall": "recall",
@@ -88,9 +89,10 @@ def _last_stage(
         z_0 = z_0[np.arange(size) % len(z_0)]  # a part that was cut is filled up again
         k_stage, _ = jax.random.split(jax.random.fold_in(order.key(i), last))  # the keys of `sample_cascade`
         _, k_noise = jax.random.split(jax.random.fold_in(order.key(i), last - 1))
-        told: dict[str, Any] = dict(order.told(i))
-        x = program(params, k_stage, told | stage.augmentation.noised(k_noise, jnp.asarray(z_0), s), size)
-        return {f"stage_{last}": evaluation.to_uint8(x)} | order.told(i)
+        asked = order.asked(i)
+        low_res = stage.augmentation.noised(k_noise, jnp.asarray(z_0), s)
+        x = program(params, k_stage, told(cascade.runs[-1:], asked)[0] | low_res, size)
+        return {f"stage_{last}": evaluation.to_uint8(x)} | asked
 
     return lambda s: partial(draw, s=s)
 

