@@ -192,7 +192,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _process_flags(one: argparse.ArgumentParser) -> None:
     """How several processes find each other."""
-    several = one.add_argument_group("several processes", "The same command in each of them, on one machine or many, which "
+    several = one.add_argument_group("several processes", "The same command in each of them, on one machine or many, which\n"
                                      "share the workdir. Slurm, Open MPI and TPU pods need no words; launch/ holds scripts.")
     several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens, or auto: what the cluster "
                          "says (default: JAX_COORDINATOR_ADDRESS, or a cluster's if there is one)")

@@ -54,7 +54,7 @@ class Killed(NamedTuple):
 
     def __str__(self) -> str:
         unfinished = "" if self.unfinished is None else f", the save of {self.unfinished} unfinished"
-        return f"{self.kind:8} at step {self.reached}, newest checkpoint {self.committed}{unfinished}: {self.lost} lost"
+        return f"{self.kind:7} at step {self.reached}, newest checkpoint {self.committed}{unfinished}: {self.lost} lost"
 
 
 def command(args: argparse.Namespace, workdir: Path) -> list[str]:
@@ -120,8 +120,8 @@ def kill(args: argparse.Namespace, workdir: Path, kind: str, chance: random.Rand
     moments: dict[str, tuple[Callable[[], bool], float]] = {
         "start": (lambda: True, 0.8 * args.startup),
         "steps": (steps, 2 * args.every * args.pace),
-        "save": (lambda: steps() and unfinished(workdir) is not None, 0.05),
-        "between": (lambda: newest(workdir) > held, 0.05),
+        "save": (lambda: steps() and unfinished(workdir) is not None, args.save),
+        "between": (lambda: newest(workdir) > held, 0.1 * args.save),
     }
     moment, wait = moments[kind]
     while process.poll() is None and not moment():
@@ -133,6 +133,23 @@ def kill(args: argparse.Namespace, workdir: Path, kind: str, chance: random.Rand
     if (code := process.wait(timeout=120)) in (0, 2):
         raise SystemExit(f"the killed run ended with code {code}; see {workdir.with_suffix('.log')}")
     return Killed(kind, reached(workdir), newest(workdir), unfinished(workdir))
+
+
+def in_peace(args: argparse.Namespace, workdir: Path) -> None:
+    """The run that is not killed; notes in `args` how long a start, a step and a save take, in seconds."""
+    begun, saving = time.monotonic(), 0.0
+    process = start(args, workdir)
+    while process.poll() is None and not reached(workdir):
+        time.sleep(0.01)
+    args.startup = time.monotonic() - begun
+    while process.poll() is None:
+        looked = time.monotonic()
+        time.sleep(0.01)
+        saving += time.monotonic() - looked if unfinished(workdir) is not None else 0.0
+    if process.returncode != 0:
+        raise SystemExit(f"the run in peace ended with code {process.returncode}; see {workdir.with_suffix('.log')}")
+    args.pace = (time.monotonic() - begun - args.startup) / args.steps
+    args.save = saving / (args.steps // args.every)
 
 
 def victim(process: subprocess.Popen, workdir: Path, processes: int, chance: random.Random) -> int:
@@ -193,16 +210,9 @@ def main(argv: list[str] | None = None) -> int:
     args.workdir.mkdir(parents=True, exist_ok=True)
     peace, war, chance = args.workdir.resolve() / "peace", args.workdir.resolve() / "war", random.Random(args.seed)
 
-    begun = time.monotonic()
-    process = start(args, peace)
-    while process.poll() is None and not reached(peace):
-        time.sleep(0.01)
-    args.startup = time.monotonic() - begun
-    if process.wait() != 0:
-        raise SystemExit(f"the run in peace ended with code {process.returncode}; see {peace.with_suffix('.log')}")
-    args.pace = (time.monotonic() - begun - args.startup) / args.steps
+    in_peace(args, peace)
     print(f"in peace: {args.steps} steps, {args.startup:.1f} s to the first row, {1000 * args.pace:.2f} ms a step with its "
-          f"saves, {args.processes} process(es) of {args.devices} device(s)", flush=True)
+          f"saves, {args.save:.2f} s a save, {args.processes} process(es) of {args.devices} device(s)", flush=True)
 
     kinds = [KINDS[i % len(KINDS)] for i in range(args.kills)]
     chance.shuffle(kinds)
