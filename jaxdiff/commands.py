@@ -26,16 +26,28 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
 
 def train(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     """Train, resuming by itself, and score the result."""
+    from jaxdiff import training
+
+    training.initialize(args.coordinator, args.num_processes, args.process_id)
+    import jax
+
     from jaxdiff import configfile, fit, judge, score
     from jaxdiff.run import load_run
 
     config = configfile.load(args.config, overrides)
     score.check_words(config)
     outcome = fit.train(config, args.workdir, progress=not args.quiet)
+    first = jax.process_index() == 0  # the one of several processes that speaks
     if outcome.signal is not None:
-        print(f"stopped at step {outcome.step} and saved; the same command goes on from there")
+        if first:
+            print(f"stopped at step {outcome.step} and saved; the same command goes on from there")
         return 128 + outcome.signal
-    print(f"trained to step {outcome.step} in {args.workdir}")
+    if first:
+        print(f"trained to step {outcome.step} in {args.workdir}")
+    if jax.process_count() > 1:
+        if first and not args.no_evaluate:
+            print(f"scores, of one process: jaxdiff evaluate --workdir={args.workdir}")
+        return 0
     if args.no_evaluate:
         return 0
     if config.loss.kind == "classification":

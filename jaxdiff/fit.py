@@ -85,6 +85,7 @@ def _check(config: ConfigDict, workdir: Any, saved: dict[str, Any]) -> training.
     part = config.train
     if Path(workdir).exists() and not Path(workdir).is_dir():
         raise NotADirectoryError(f"workdir is {str(workdir)!r}, a file; allowed: a directory, or a new name")
+    training.check_free(workdir)
     if training.steps(workdir):
         training.check_config(workdir, saved, MAY_CHANGE, tables.base().to_dict())
     for name, least in {"steps": 1, "keep": 1, "preview": 0}.items():

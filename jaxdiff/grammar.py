@@ -104,6 +104,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--workdir", required=True, metavar="DIR", help="directory of the run: checkpoints, logs, pictures")
     one.add_argument("--no_evaluate", action="store_true", help="do not score samples at the end")
     one.add_argument("--quiet", action="store_true", help="no progress bar")
+    _process_flags(one)
 
     one = command("sample", "Draw samples from a trained run, as a picture (.png) or as arrays (.npz).")
     _run_flags(one)
@@ -187,6 +188,17 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--batch_size", type=_count, metavar="N", help="instead of the config's data.batch_size")
     one.add_argument("--seconds", type=float, default=20.0, metavar="S", help="spent on each comparison (default 20)")
     return top
+
+
+def _process_flags(one: argparse.ArgumentParser) -> None:
+    """How several processes find each other."""
+    several = one.add_argument_group("several processes", "The same command in each of them, on one machine or many, which\n"
+                                     "share the workdir. Slurm, Open MPI and TPU pods need no words; launch/ holds scripts.")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens, or auto: what the cluster "
+                         "says (default: JAX_COORDINATOR_ADDRESS, or a cluster's if there is one)")
+    several.add_argument("--num_processes", type=_count, metavar="N", help="how many there are (default: JAX_NUM_PROCESSES)")
+    several.add_argument("--process_id", type=_seed, metavar="I", help="which of them this is, from 0 (default: "
+                         "JAX_PROCESS_ID)")
 
 
 def _run_flags(one: argparse.ArgumentParser, which: Any = None) -> None:
