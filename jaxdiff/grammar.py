@@ -183,10 +183,23 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--data_dir", metavar="DIR", help=dir_help)
     verb.add_argument("--out", required=True, metavar="FILE", help="FILE.png")
 
-    one = command("bench", "Measure speed for a config: training step, sampler, compilation, data pipeline.", override_help)
+    one = command("bench", "Measure how fast a config is on this machine: training step, memory, share of the chip's peak, "
+                  "sampler, compilation, data pipeline.", override_help)
     one.add_argument("--config", required=True, metavar="FILE.py[:WORDS]", help=config_help)
     one.add_argument("--batch_size", type=_count, metavar="N", help="instead of the config's data.batch_size")
-    one.add_argument("--seconds", type=float, default=20.0, metavar="S", help="spent on each comparison (default 20)")
+    one.add_argument("--seconds", type=float, default=20.0, metavar="S", help="spent on each measurement (default 20), at "
+                     "least five repeats")
+    one.add_argument("--what", metavar="NAMES", help="some of train, sample, data, with commas (default: all that suit the "
+                     "config)")
+    one.add_argument("--compare", metavar="NAME", help="torch: run the U-Net beside the same network in diffusers, equal "
+                     "in parameters, batch and threads, float32, in turn: its forward pass and a training step (mean square "
+                     "and Adam). Alone, unless --what is given; on CPUs, with torch and diffusers installed")
+    one.add_argument("--profile", metavar="DIR", help="write a trace of a few training steps, for TensorBoard and "
+                     "ui.perfetto.dev, and on a CPU print where a step's time goes")
+    one.add_argument("--peak_tflops", type=float, metavar="X", help="what one device can do, in TFLOP/s, for utilisation on "
+                     "chips whose figure is not known here, as of CPUs (default: published figures of TPUs and GPUs)")
+    one.add_argument("--json", action="store_true", help="print the figures as one JSON object at the end, in seconds and "
+                     "bytes; the lines go to the standard error")
     return top
 
 

@@ -423,9 +423,10 @@ def test_killed_then_terminated(call, tmp_path):
 
 def test_bench(call):
     """Ratios of this machine's own; last, because it empties the caches."""
-    code, out, err = call("bench", POINTS, "--seconds=0", "--batch_size=4")
+    code, out, err = call("bench", POINTS, "--seconds=0.01", "--batch_size=4")
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == ["pipeline", "train", "memory", "sampler", "compile"]
+    assert [line.split()[0] for line in lines[1:]] == ["data", "pipeline", "train", "flops", "memory", "sampler", "sample",
+                                                       "compile"]
     assert "gaussians25_edm on 4 x" in lines[0] and "parameters" in lines[0]
     assert all(float(line.split()[1]) >= 0 for line in lines[1:])

@@ -16,6 +16,8 @@ MAY = {
     "version": set(),
     "types": set(),
     "trees": {"types"},
+    "chips": set(),
+    "hlo": set(),
     "sde": {"types", "trees"},
     "networks": {"types", "trees"},
     "data": {"types", "trees"},
@@ -34,7 +36,8 @@ MAY = {
 # the floors above may import all that is below them, in this order
 TOP = ["spread", "tables", "configfile", "facts", "build", "latents", "prompts", "guiding", "run", "codec", "caching",
        "feed", "objective", "stages", "fit", "judge", "cas", "realism", "inverse", "autoencoding", "score", "stream",
-       "cascading", "sweeping", "cascade_likelihood", "benchmark", "commands", "grammar", "cli"]
+       "cascading", "sweeping", "cascade_likelihood", "planning", "stopwatch", "flops", "comparisons", "peers", "profiling",
+       "benchmark", "commands", "grammar", "cli"]
 HOMES = {
     "flax": {"networks", "evaluation"},
     "optax": {"training"},
@@ -47,7 +50,9 @@ HOMES = {
     "tensorflow": {"data"},
     "diffrax": {"samplers", "observe"},
     "ml_collections": {"tables", "configfile", "build", "prompts", "run", "codec", "caching", "feed", "objective", "fit",
-                       "judge", "cas", "inverse", "score", "benchmark", "cli"},
+                       "judge", "cas", "inverse", "score", "comparisons", "peers", "benchmark", "cli"},
+    "torch": {"evaluation", "peers"},
+    "diffusers": {"peers"},
 }
 
 
