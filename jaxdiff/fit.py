@@ -21,7 +21,7 @@ from jaxdiff.run import Run
 MAY_CHANGE = (
     "name", "sampler", "grid", "evaluate", "train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every",
     "train.keep", "train.preview", "train.steps_per_dispatch", "data.num_threads", "data.options.data_dir", "codec.run",
-    "codec.cache", "optimizer.learning_rate", "optimizer.clip", "discriminator_optimizer.learning_rate",
+    "codec.cache", "parallel", "optimizer.learning_rate", "optimizer.clip", "discriminator_optimizer.learning_rate",
     "discriminator_optimizer.clip",
 )
 
@@ -29,20 +29,21 @@ MAY_CHANGE = (
 def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.Outcome:
     """Train up to `config.train.steps`, resuming by itself; everything goes to `workdir`.
 
-    Over several devices the batch is split and the parameters are replicated; over several processes each reads its
-    share. Raises as `jaxdiff.training.train` does; nothing is written before everything is built and its words are right.
+    On several devices it lies as `config.parallel` says (`training.Layout`); over several processes each reads its share of
+    the data. Raises as `jaxdiff.training.train` does; nothing is written before everything is built and its words are right.
     """
     saved = config.to_dict()
-    _check(config, workdir, saved)
+    layout = _check(config, workdir, saved)
     feed = open_feed(config, workdir)
     known = feed.known
     net = build.network(config, known)
-    parts = objective.train_step(config, net, known)
-    mesh = training.data_mesh() if jax.device_count() > 1 else None
+    pmapped = layout is not None and layout.kind == "pmap"
+    parts = objective.train_step(config, net, known, training.AXIS if pmapped else None)
     example = {name: jax.ShapeDtypeStruct((config.data.batch_size, *shape), build.dtype_of(name))
                for name, shape in build.batch_keys(config, known).items()}
-    jax.eval_shape(parts.step, parts.state, example)  # parts that do not fit say so now; the loop reuses the trace
-    stream = feed.batches(progress, placed=mesh is None)
+    try_ = jax.vmap(parts.step, (None, None), axis_name=training.AXIS, axis_size=1) if pmapped else parts.step
+    jax.eval_shape(try_, parts.state, example)  # parts that do not fit say so now; the loop reuses the trace
+    stream = feed.batches(progress, placed=layout is None)
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
         if jax.process_index() == 0:  # here the loop has checked its own words and written config.json
@@ -71,13 +72,13 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
         schedules=parts.schedules,
         examples_per_step=config.data.batch_size,
         steps_per_dispatch=config.train.steps_per_dispatch,
-        mesh=mesh,
+        layout=layout,
         progress=progress,
     )
 
 
-def _check(config: ConfigDict, workdir: Any, saved: dict[str, Any]) -> None:
-    """What would otherwise be refused only after the first files are written."""
+def _check(config: ConfigDict, workdir: Any, saved: dict[str, Any]) -> training.Layout | None:
+    """The layout; and what would otherwise be refused only after the first files are written."""
     part = config.train
     if Path(workdir).exists() and not Path(workdir).is_dir():
         raise NotADirectoryError(f"workdir is {str(workdir)!r}, a file; allowed: a directory, or a new name")
@@ -92,6 +93,7 @@ def _check(config: ConfigDict, workdir: Any, saved: dict[str, Any]) -> None:
     if config.data.batch_size < 1 or config.data.batch_size % shares:
         raise ValueError(f"data.batch_size is {config.data.batch_size}; allowed: a multiple of {shares} "
                          f"({jax.device_count()} devices x accumulate {part.accumulate})")
+    return tables.call(training.make_layout, config.parallel, "parallel")
 
 
 def _validation(feed: Feed, net: Any) -> Any:

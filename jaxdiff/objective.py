@@ -122,8 +122,9 @@ class Training(NamedTuple):
     schedules: dict[str, Callable[[int], Any]]
 
 
-def train_step(config: ConfigDict, net: Any, known: Facts) -> Training:
-    """The train step and its first state: an update for each loss, averages of the network that is sampled."""
+def train_step(config: ConfigDict, net: Any, known: Facts, axis_name: str | None = None) -> Training:
+    """The train step (over the devices of a pmap where `axis_name` names its axis) and its first state: an update for each
+    loss, averages of the network that is sampled."""
     made, name = loss(config, net, known), build.trains(config)
     found, forward = made.losses, made.forward
     rates = {"discriminator": "discriminator_optimizer"}
@@ -142,6 +143,6 @@ def train_step(config: ConfigDict, net: Any, known: Facts) -> Training:
         k_judge = jax.random.fold_in(k_params, 1)
         params["discriminator"] = build.init_discriminator(config, build.discriminator(config, known), known, k_judge)
     averages = {name: {"ema": ema}}
-    step = training.make_train_step(updates, averages, accumulate=config.train.accumulate)
+    step = training.make_train_step(updates, averages, axis_name, config.train.accumulate)
     schedules = {key: optimizer.schedule for key, optimizer in optimizers.items()}
     return Training(step, training.init_state(params, updates, averages, k_run, made.state), schedules)

@@ -9,15 +9,31 @@ from jaxdiff.training.checkpoint import Checkpoints, read_meta, steps
 from jaxdiff.training.logs import Log
 from jaxdiff.training.loop import NonFiniteLoss, Outcome, train
 from jaxdiff.training.optimizers import Optimizer, learning_rate_schedule, optimizer
-from jaxdiff.training.parallel import data_mesh, replicate, shard_batch
+from jaxdiff.training.parallel import (
+    AXIS,
+    MIN_SIZE,
+    Layout,
+    batch_sharding,
+    compiled_step,
+    make_layout,
+    make_mesh,
+    place_batch,
+    place_state,
+    replicate,
+    shard_batch,
+    state_shardings,
+)
 from jaxdiff.training.resume import Restored, broken, restore
 from jaxdiff.training.rundir import check_config, versions
 from jaxdiff.training.state import Ema, TrainState, power_gamma
 from jaxdiff.training.step import Metrics, TrainStep, Update, init_state, make_multi_step, make_train_step, update_names
 
 __all__ = [
+    "AXIS",
+    "MIN_SIZE",
     "Checkpoints",
     "Ema",
+    "Layout",
     "Log",
     "Metrics",
     "NonFiniteLoss",
@@ -27,19 +43,25 @@ __all__ = [
     "TrainState",
     "TrainStep",
     "Update",
+    "batch_sharding",
     "broken",
     "check_config",
-    "data_mesh",
+    "compiled_step",
     "init_state",
     "learning_rate_schedule",
+    "make_layout",
+    "make_mesh",
     "make_multi_step",
     "make_train_step",
     "optimizer",
+    "place_batch",
+    "place_state",
     "power_gamma",
     "read_meta",
     "replicate",
     "restore",
     "shard_batch",
+    "state_shardings",
     "steps",
     "train",
     "update_names",

@@ -13,19 +13,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.checkpoint import steps as saved_steps
 from jaxdiff.training.logs import Log
 from jaxdiff.training.meter import Meter
-from jaxdiff.training.parallel import replicate, shard_batch
+from jaxdiff.training.parallel import Layout, compiled_step, place_batch, place_state
 from jaxdiff.training.resume import restore, set_aside
 from jaxdiff.training.rundir import check_config, write_run_files
 from jaxdiff.training.signals import Leave
 from jaxdiff.training.state import TrainState
-from jaxdiff.training.step import TrainStep, make_multi_step
+from jaxdiff.training.step import TrainStep
 from jaxdiff.types import Batch
 
 
@@ -72,19 +71,20 @@ def train(
     schedules: Mapping[str, Callable[[int], Any]] | None = None,
     examples_per_step: int | None = None,
     steps_per_dispatch: int = 1,
-    mesh: Mesh | None = None,
+    layout: Layout | None = None,
     progress: bool = True,
 ) -> Outcome:
     """Train up to step `steps`, going on from the newest checkpoint in `workdir` if there is one.
 
-    step_fn: from `make_train_step`, not jitted: the loop jits it and donates `state`, whose arrays are gone afterwards.
-    batches: start step -> iterator of batches from there on; with `mesh`, of this process's part of each.
+    step_fn: from `make_train_step`, not jitted: the loop jits it and donates `state`, whose arrays are gone afterwards. With
+        a layout of kind "pmap" it has `axis_name="data"`.
+    batches: start step -> iterator of batches from there on; with a `layout`, of this process's part of each.
     evaluate, preview: called on every process with the state at steps divisible by `eval_every` and at the last one;
         scalars are logged as "eval/<name>", images (uint8 [H, W, C]) go to samples/ and TensorBoard.
     best_metric: a logged name, such as "eval/fid", whose best checkpoint stays; then every evaluation is saved.
     config, may_change, defaults: see `rundir.check_config`. schedules: logged as "schedule/<name>" at each log step.
     steps_per_dispatch: steps that one call of the device runs; it must divide `steps` and the three intervals.
-    mesh: train over its devices, state replicated and batches split.
+    layout: train over its devices; a checkpoint of any layout, or of none, is resumed under any other.
 
     SIGINT and SIGTERM save and end with `Outcome.signal` set. With several processes they agree at log steps.
     Raises NonFiniteLoss at a NaN, ValueError for another config in `workdir` or bad intervals, RuntimeError where
@@ -95,8 +95,8 @@ def train(
     found = saved_steps(workdir)
     if found:
         check_config(workdir, config, may_change, defaults)
-    if mesh is not None:
-        state = replicate(state, mesh)
+    if layout is not None:
+        state = place_state(state, layout)
     start = 0
     if found:
         start, state = _resume(workdir, state)
@@ -104,8 +104,8 @@ def train(
     if start >= steps:
         return Outcome(state, start, None, {})
 
-    step = _compiled(step_fn, state, steps_per_dispatch, mesh)
-    source = _dispatches(batches(start), steps_per_dispatch, mesh, start)
+    step = compiled_step(step_fn, state, layout, steps_per_dispatch)
+    source = _dispatches(batches(start), steps_per_dispatch, layout, start)
     meter = Meter(examples_per_step, steps_per_dispatch)
     latest: dict[str, float] = {}
     with (
@@ -165,16 +165,7 @@ def _resume(workdir: str | os.PathLike, state: TrainState) -> tuple[int, TrainSt
     return restored.step, restored.tree
 
 
-def _compiled(step_fn: TrainStep, state: TrainState, n: int, mesh: Mesh | None) -> Callable:
-    step = step_fn if n == 1 else make_multi_step(step_fn, n)
-    if mesh is None:
-        return jax.jit(step, donate_argnums=0)
-    # Pinned, so that the state comes back as it went in and the second call finds the first one's program.
-    same = jax.tree.map(lambda x: x.sharding, state)
-    return jax.jit(step, donate_argnums=0, out_shardings=(same, NamedSharding(mesh, PartitionSpec())))
-
-
-def _dispatches(source: Iterator[Batch], n: int, mesh: Mesh | None, start: int) -> Iterator[Batch]:
+def _dispatches(source: Iterator[Batch], n: int, layout: Layout | None, start: int) -> Iterator[Batch]:
     """Batches on their devices, `n` of them stacked per dispatch."""
     done = start
     while True:
@@ -188,7 +179,7 @@ def _dispatches(source: Iterator[Batch], n: int, mesh: Mesh | None, start: int) 
                 ) from None
             done += 1
         batch = group[0] if n == 1 else jax.tree.map(lambda *xs: np.stack(xs), *group)
-        yield batch if mesh is None else shard_batch(batch, mesh, axis=0 if n == 1 else 1)
+        yield batch if layout is None else place_batch(batch, layout, axis=0 if n == 1 else 1)
 
 
 def _evaluate(evaluate: Any, preview: Any, state: TrainState, step: int, log: Log) -> dict[str, float]:

@@ -19,7 +19,7 @@ from jaxdiff.losses.reconstruction import hinge
 from jaxdiff.networks.autoencoder import Autoencoder
 from jaxdiff.networks.patch_discriminator import PatchDiscriminator
 from jaxdiff.networks.quantizer import fresh_use, histogram, lookup, nearest, quantize, reset_dead, track
-from jaxdiff.training import Update, data_mesh, init_state, make_train_step, replicate, shard_batch
+from jaxdiff.training import Update, init_state, make_mesh, make_train_step, replicate, shard_batch
 from tests.networks.table import normal
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -227,7 +227,7 @@ def test_devices_and_micro_batches_change_nothing():
         whole, first = make_train_step(pair, {}), init_state(weights(), pair, {}, KEY)
         one, _ = trained(whole, first, BATCH, 2)
         if split == 1:
-            mesh = data_mesh(jax.devices()[:4])
+            mesh = make_mesh(jax.devices()[:4])
             many, _ = trained(whole, replicate(first, mesh), shard_batch(BATCH, mesh), 2)
         else:
             many, _ = trained(make_train_step(pair, {}, accumulate=split), first, BATCH, 2)

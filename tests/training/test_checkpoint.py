@@ -12,8 +12,8 @@ from jaxdiff.training import (
     Checkpoints,
     broken,
     check_config,
-    data_mesh,
     init_state,
+    make_mesh,
     read_meta,
     replicate,
     restore,
@@ -70,7 +70,7 @@ def test_parts_need_no_optimizer(run, trained, what):
 
 
 def test_restored_onto_a_mesh(run, trained):
-    mesh = data_mesh()
+    mesh = make_mesh()
     back = restore(run, step=3, like=replicate(toy.fresh(), mesh)).tree
     toy.same(back, trained)
     assert back.params["net"]["w"].sharding.device_set == set(mesh.devices.flat)

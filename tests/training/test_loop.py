@@ -18,10 +18,11 @@ from PIL import Image
 
 from jaxdiff.training import (
     Checkpoints,
+    Layout,
     NonFiniteLoss,
     Update,
-    data_mesh,
     init_state,
+    make_mesh,
     make_train_step,
     optimizer,
     restore,
@@ -63,7 +64,7 @@ def test_resumed_is_uninterrupted(whole, tmp_path):
 
 
 def test_a_mesh_and_several_steps_a_dispatch(whole, tmp_path):
-    meshed = run(tmp_path / "mesh", 10, mesh=data_mesh())
+    meshed = run(tmp_path / "mesh", 10, layout=Layout(make_mesh()))
     folded = run(tmp_path / "fold", 10, steps_per_dispatch=5, log_every=5)
     for other in (meshed, folded):
         for a, b in zip(jax.tree.leaves(other.state.ema), jax.tree.leaves(whole[1].state.ema), strict=True):
@@ -136,7 +137,7 @@ def test_no_retrace_over_a_run(tmp_path):
     step = make_train_step([Update("net", counted, optax.adam(1e-2))], toy.AVERAGES)
     train(step, toy.fresh(), toy.batches, tmp_path / "one", 6, progress=False)
     assert len(traces) == 1
-    train(step, toy.fresh(), toy.batches, tmp_path / "mesh", 6, mesh=data_mesh(), progress=False)
+    train(step, toy.fresh(), toy.batches, tmp_path / "mesh", 6, layout=Layout(make_mesh()), progress=False)
     assert len(traces) == 2
 
 

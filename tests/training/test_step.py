@@ -9,8 +9,8 @@ import pytest
 from jaxdiff.training import (
     Ema,
     Update,
-    data_mesh,
     init_state,
+    make_mesh,
     make_multi_step,
     make_train_step,
     replicate,
@@ -74,7 +74,7 @@ def test_accumulation_keeps_mutable_state_moving():
 
 
 def test_sharded_jit_is_one_device(plain):
-    mesh = data_mesh()
+    mesh = make_mesh()
     assert mesh.devices.size == 4
     step, state = jax.jit(toy.step()), replicate(toy.fresh(), mesh)
     for n in range(4):
@@ -84,7 +84,7 @@ def test_sharded_jit_is_one_device(plain):
 
 
 def test_sharded_accumulation_is_one_device(plain):
-    mesh = data_mesh()
+    mesh = make_mesh()
     state = replicate(toy.fresh(), mesh)
     state, metrics = jax.jit(toy.step(accumulate=2))(state, shard_batch(toy.batch(0), mesh))
     close(metrics, plain[1][0])
@@ -241,4 +241,4 @@ def test_wrong_words():
     with pytest.raises(ValueError, match="allowed: net"):
         init_state({"net": jnp.ones(())}, [Update("nte", toy.loss, optax.sgd(0.1))], {}, jax.random.key(0))
     with pytest.raises(ValueError, match="multiple of 4"):
-        shard_batch({"x": np.zeros((6, 2))}, data_mesh())
+        shard_batch({"x": np.zeros((6, 2))}, make_mesh())
