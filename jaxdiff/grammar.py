@@ -72,6 +72,21 @@ def _size(text: str) -> tuple[int, int]:
     return int(words[0]), int(words[-1])
 
 
+def _whole(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    """Height x width x channels."""
+    words = text.split("x")
+    if len(words) != 3 or not all(word.isdecimal() and int(word) for word in words):
+        raise argparse.ArgumentTypeError(f"{text!r} is not height x width x channels, as 64x64x4")
+    return int(words[0]), int(words[1]), int(words[2])
+
+
 def _seed(text: str) -> int:
     """A whole number from 0 that fits into 32 bits."""
     if not text.isdecimal() or int(text) >= 2**32:
@@ -186,6 +201,23 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--split", default="train", metavar="SPLIT", help="train, validation or test (default train)")
     verb.add_argument("--data_dir", metavar="DIR", help=dir_help)
     verb.add_argument("--out", required=True, metavar="FILE", help="FILE.png")
+
+    one = command("plan", "Compile a config's training step, or its sampler, for a machine that need not be there, and say "
+                  "what it takes: memory of a chip by part, FLOPs, messages between chips, the least time of a step. A big "
+                  "network compiles for many minutes; what was found is kept. Exit code 1: it does not fit.", override_help)
+    one.add_argument("--config", required=True, metavar="FILE.py[:WORDS]", help=config_help)
+    one.add_argument("--topology", required=True, metavar="NAME", help="v4:AxBxC, v5e:AxB, v5p:AxBxC or v6e:AxB, so many "
+                     "chips of a TPU pod, such as v5e:16x16 (needs pip install 'jaxdiff[plan]'); or cpu:N, N devices here")
+    one.add_argument("--sampler", action="store_true", help="the sampler instead of the training step")
+    one.add_argument("--batch_size", type=_count, metavar="N", help="of all chips (default: the config's "
+                     "data.batch_size; with --sampler its evaluate.batch_size)")
+    one.add_argument("--json", nargs="?", const="-", metavar="FILE", help="JSON in place of the text, or in FILE beside it")
+    one.add_argument("--num_classes", type=_whole, metavar="N", help="of data that are not here (0: no labels); their "
+                     "size is the config's data.size and data.channels")
+    one.add_argument("--latents", type=_shape, metavar="HxWxC", help="of an autoencoder's run, codec.run, that is not here")
+    one.add_argument("--text_width", type=_count, metavar="D", help="channels of the embeddings of a text.encoder that is not "
+                     "here")
+    one.add_argument("--quiet", action="store_true", help="no lines of progress")
 
     one = command("bench", "Measure speed for a config: training step, sampler, compilation, data pipeline.", override_help)
     one.add_argument("--config", required=True, metavar="FILE.py[:WORDS]", help=config_help)

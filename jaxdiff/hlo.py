@@ -34,9 +34,9 @@ _WINDOW = re.compile(r"(\w+)=([\dx_\-]+)")
 
 
 class Message(NamedTuple):
-    """A kind of collective: how often it runs (`count`), the `bytes` of all of them and what a device sends at least."""
+    """A kind of collective: how often it runs (`number`), the `bytes` of all and what a device sends for them at least."""
 
-    count: float
+    number: float
     bytes: float
     sent: float
 
@@ -52,7 +52,7 @@ class Program(NamedTuple):
 
 
 class Line(NamedTuple):
-    """An instruction: its `shape` as text, `opcode`, names of its `operands` (a constant's value), the `rest` of the line."""
+    """An instruction: its `shape` as text, `opcode`, names of `operands` (a constant's value), the `rest` of the line."""
 
     shape: str
     opcode: str

@@ -19,6 +19,9 @@ MAY = {
     "chips": set(),
     "flops": set(),
     "hlo": {"flops"},
+    "topologies": {"chips"},
+    "compiling": {"hlo"},
+    "roofline": {"chips", "hlo"},
     "sde": {"types", "trees"},
     "networks": {"types", "trees"},
     "data": {"types", "trees"},
@@ -50,7 +53,7 @@ HOMES = {
     "tensorflow": {"data"},
     "diffrax": {"samplers", "observe"},
     "ml_collections": {"tables", "configfile", "build", "prompts", "run", "codec", "caching", "feed", "objective", "fit",
-                       "judge", "cas", "inverse", "score", "benchmark", "cli"},
+                       "judge", "cas", "inverse", "score", "planning", "benchmark", "cli"},
 }
 
 
