@@ -82,9 +82,13 @@ def _size(number: str, unit: str) -> float:
     return float(number) * 1024.0 ** (" KMGT".index(unit))
 
 
+def folder() -> Path:
+    """Where what was found is kept."""
+    found = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    return Path(found) / "plans" if found else Path("~/.cache/jaxdiff/plans").expanduser()
+
+
 def _file(lowered: Any, topology: str) -> Path:
-    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    root = Path(folder) / "plans" if folder else Path("~/.cache/jaxdiff/plans").expanduser()
     text = lowered.compiler_ir("stablehlo").operation.get_asm(large_elements_limit=16)
     try:
         libtpu = importlib.metadata.version("libtpu")
@@ -92,7 +96,7 @@ def _file(lowered: Any, topology: str) -> Path:
         libtpu = ""
     reader = Path(hlo.__file__).read_text()  # what is kept is what it read
     words = "\n".join((topology, jax.__version__, libtpu, reader, text))
-    return root / f"{hashlib.sha256(words.encode()).hexdigest()[:32]}.json"
+    return folder() / f"{hashlib.sha256(words.encode()).hexdigest()[:32]}.json"
 
 
 def _read(file: Path) -> Compiled | None:

@@ -215,8 +215,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--num_classes", type=_whole, metavar="N", help="of data that are not here (0: no labels); their "
                      "size is the config's data.size and data.channels")
     one.add_argument("--latents", type=_shape, metavar="HxWxC", help="of an autoencoder's run, codec.run, that is not here")
-    one.add_argument("--text_width", type=_count, metavar="D", help="channels of the embeddings of a text.encoder that is not "
-                     "here")
+    one.add_argument("--text_width", type=_count, metavar="D", help="channels of the embeddings of a text.encoder that "
+                     "is not here")
     one.add_argument("--quiet", action="store_true", help="no lines of progress")
 
     one = command("bench", "Measure speed for a config: training step, sampler, compilation, data pipeline.", override_help)
