@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff import build, codec, evaluation, inverse
 from jaxdiff.networks import quantizer
 from jaxdiff.run import Run
+from jaxdiff.spread import by_example
 
 METRICS = ("psnr", "ssim", "lpips", "feature_distance", "frechet", "codebook")
 
@@ -27,8 +27,8 @@ def score(
     part = run.config.evaluate
     wanted = inverse.check_metrics(run.config, run.facts.shape, tuple(metrics) or tuple(part.metrics), METRICS)
     x = build.examples(run.config, run.facts, "test", num)["x"]
-    again = jax.jit(codec.reconstruction(run.network))
-    x_hat = evaluation.extract(lambda images: again(run.params, images), x, part.batch_size)
+    again = codec.reconstruction(run.network)
+    x_hat = evaluation.extract(by_example(lambda images: again(run.params, images)), x, part.batch_size)
     found = codebook_use(run, x) if "codebook" in wanted else {}
     paired = tuple(name for name in wanted if name != "codebook")
     if paired:
@@ -38,7 +38,7 @@ def score(
 
 def codebook_use(run: Run, x: np.ndarray) -> dict[str, Any]:
     """Over all positions of pictures `x`: the share of codes used at all, and the perplexity of their histogram."""
-    encode = jax.jit(lambda images: run.network.apply({"params": run.params}, images, method="encode"))
+    encode = by_example(lambda images: run.network.apply({"params": run.params}, images, method="encode"))
     z_e = evaluation.extract(encode, x, run.config.evaluate.batch_size)
     counts = quantizer.histogram(quantizer.nearest(run.params["codebook"], jnp.asarray(z_e)), run.network.num_codes)
     return {"codebook_usage": float(quantizer.usage(counts)), "codebook_perplexity": float(quantizer.perplexity(counts)),

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -27,6 +26,7 @@ from jaxdiff.data.records import Source, Subset, take
 from jaxdiff.facts import Facts
 from jaxdiff.judge import classifier_config
 from jaxdiff.run import Run, load_run
+from jaxdiff.spread import by_example
 
 PICTURES = "pictures.npz"  # a training set, beside its checkpoints until it is trained on
 CHUNK = 1024  # records read at once, so that a large data set does not have to fit in memory
@@ -160,6 +160,6 @@ def _even(records: Source, num: int) -> np.ndarray:
 
 def _accuracies(run: Run, x: np.ndarray, label: np.ndarray) -> tuple[float, dict[int, float]]:
     """Top-1 accuracy on `x` `[N, H, W, C]`, whole and per class; a class beyond the head's outputs is never right."""
-    logits = jax.jit(lambda batch: run.network.apply({"params": run.params}, batch))
+    logits = by_example(lambda batch: run.network.apply({"params": run.params}, batch))
     right = evaluation.extract(logits, x).argmax(1) == label
     return float(right.mean()), {int(c): float(right[label == c].mean()) for c in np.unique(label)}

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff import evaluation, realism, score, stream
 from jaxdiff.cascade import Cut, Stage, cut, sample_cascade
 from jaxdiff.facts import labels_from_text
 from jaxdiff.run import Run, load_run
+from jaxdiff.spread import Spread
 from jaxdiff.stages import check_linked, stage_of
 from jaxdiff.trees import fingerprint
 from jaxdiff.types import Array, Key, Params
@@ -144,19 +144,21 @@ def words(cascade: Cascade, order: Order) -> dict[str, Any]:
 
 
 def drawer(cascade: Cascade, order: Order, hand_over: bool = False) -> Callable[[int], dict[str, np.ndarray]]:
-    """`draw(i)`: batch i of the order as uint8 arrays `stage_0`, `stage_1`, ..., and `label`; one program for all.
+    """`draw(i)`: batch i of the order as uint8 arrays `stage_0`, `stage_1`, ..., and `label`; one program for all,
+    each batch split over this process's devices.
 
     With `hand_over` also `handed`, the last stage's pictures as they are, float32, to be given to a further stage.
     """
     stops(cascade.stages, order.s, order.truncated)
 
-    @jax.jit
-    def program(params: Sequence[Params], key: Key, cond: Mapping[str, Array]) -> list[Array]:
-        return sample_cascade(key, cascade.stages, params, cond or None, order.batch_size, order.s, order.truncated)
+    def whole(params: Sequence[Params], key: Key, cond: Mapping[str, Array], num: int) -> list[Array]:
+        return sample_cascade(key, cascade.stages, params, cond or None, num, order.s, order.truncated)
+
+    program, params = Spread(whole), cascade.params
 
     def draw(i: int) -> dict[str, np.ndarray]:
         told = order.told(i)
-        images = [np.asarray(x) for x in program(cascade.params, order.key(i), jax.tree.map(jnp.asarray, told))]
+        images = program(params, order.key(i), told, order.batch_size)
         found = {f"stage_{k}": evaluation.to_uint8(x) for k, x in enumerate(images)} | told
         return found | ({"handed": images[-1]} if hand_over else {})
 

@@ -13,12 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxdiff import build, evaluation, training
 from jaxdiff.facts import Facts, facts_of_run
 from jaxdiff.latents import Latents, shape_of, unit_scale
 from jaxdiff.run import load_run, open_latents
+from jaxdiff.spread import Spread
 from jaxdiff.trees import example_keys
 from jaxdiff.types import Array, Params
 
@@ -33,14 +35,19 @@ def pair_picture(x: Any, x_hat: Any) -> np.ndarray:
     return evaluation.columns_picture({"original": x, "reconstruction": x_hat})
 
 
-def preview(config: ConfigDict, net: Any, known: Facts, params_of: Callable[[Any], Params]) -> Callable[..., Any]:
-    """`(state, step) -> [(name, picture)]`: `train.preview` test pictures and their reconstructions, the same every time."""
+def preview(
+    config: ConfigDict, net: Any, known: Facts, params_of: Callable[[Any], Params], mesh: Mesh | None = None
+) -> Callable[..., Any]:
+    """`(state, step) -> [(name, picture)]`: `train.preview` test pictures and their reconstructions, the same every time.
+
+    mesh: of the devices on which the state lies, where there are several.
+    """
     real = build.examples(config, known, "test", config.train.preview)["x"]
-    again = jax.jit(reconstruction(net))
+    again = Spread(lambda params, key, x, num: reconstruction(net)(params, x), mesh)
 
     def picture(state: Any, step: int) -> list[tuple[str, np.ndarray]]:
         del step
-        return [("reconstructions", pair_picture(real, again(params_of(state), real)))]
+        return [("reconstructions", pair_picture(real, again(params_of(state), None, real, len(real))))]
 
     return picture
 

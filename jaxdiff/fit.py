@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxdiff import build, codec, data, evaluation, objective, prompts, tables, training
 from jaxdiff.facts import Facts, write_facts
 from jaxdiff.feed import Feed, open_feed
 from jaxdiff.run import Run
+from jaxdiff.spread import Spread, shared
 
 # keys that say how a run is watched, not what it is, and the two that mend a run that diverged: they may differ when it
 # is resumed
@@ -37,8 +39,9 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
     feed = open_feed(config, workdir)
     known = feed.known
     net = build.network(config, known)
-    pmapped = layout is not None and layout.kind == "pmap"
-    parts = objective.train_step(config, net, known, training.AXIS if pmapped else None)
+    mesh, pmapped = (None, False) if layout is None else (layout.mesh, layout.kind == "pmap")
+    with training.on_host() if config.parallel.fsdp > 1 else contextlib.nullcontext():
+        parts = objective.train_step(config, net, known, training.AXIS if pmapped else None)
     example = {name: jax.ShapeDtypeStruct((config.data.batch_size, *shape), build.dtype_of(name))
                for name, shape in build.batch_keys(config, known).items()}
     try_ = jax.vmap(parts.step, (None, None), axis_name=training.AXIS, axis_size=1) if pmapped else parts.step
@@ -64,8 +67,8 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
         keep=config.train.keep,
         best_metric=config.train.best_metric,
         best_mode=config.train.best_mode,
-        evaluate=_validation(feed, net),
-        preview=_preview(feed, net, parts.state),
+        evaluate=_validation(feed, net, mesh),
+        preview=_preview(feed, net, parts.state, mesh),
         config=saved,
         may_change=MAY_CHANGE,
         defaults=tables.base().to_dict(),
@@ -96,7 +99,7 @@ def _check(config: ConfigDict, workdir: Any, saved: dict[str, Any]) -> training.
     return tables.call(training.make_layout, config.parallel, "parallel")
 
 
-def _validation(feed: Feed, net: Any) -> Any:
+def _validation(feed: Feed, net: Any, mesh: Mesh | None) -> Any:
     """The loss of the averaged parameters on the validation split, where the source was told to keep one."""
     config = feed.config
     if not dict(config.data.options).get("validation"):
@@ -112,14 +115,15 @@ def _validation(feed: Feed, net: Any) -> Any:
     def evaluate(state: training.TrainState, step: int) -> dict[str, float]:
         rows, params = [], {**state.params, name: state.ema[name]["ema"]}
         for i, batch in enumerate(epoch()):
-            rows.append((len(batch["x"]), run(params, state.state, batch, jax.random.fold_in(jax.random.key(0), i))))
+            part = batch if mesh is None else shared(batch, mesh)
+            rows.append((len(batch["x"]), run(params, state.state, part, jax.random.fold_in(jax.random.key(0), i))))
         total = sum(n for n, _ in rows)
         return {key: float(sum(n * row[key] for n, row in rows) / total) for key in rows[0][1]}
 
     return evaluate
 
 
-def _preview(feed: Feed, net: Any, state: training.TrainState) -> Any:
+def _preview(feed: Feed, net: Any, state: training.TrainState, mesh: Mesh | None) -> Any:
     """A picture of samples of the averaged parameters, classes or captions in turn, the same noise at every evaluation."""
     config, known = feed.config, feed.known
     num = config.train.preview
@@ -127,16 +131,16 @@ def _preview(feed: Feed, net: Any, state: training.TrainState) -> Any:
     if num == 0 or name == "classifier":
         return None
     if name == "autoencoder":
-        return codec.preview(config, net, known, lambda state: state.ema[name]["ema"])
+        return codec.preview(config, net, known, lambda state: state.ema[name]["ema"], mesh)
     run = Run(config, None, build.path(config), known, net, 0, feed.coder, feed.reader)
-    draw = jax.jit(run.sampler(), static_argnums=3)
-    cond: Any = {"label": jnp.arange(num) % known.num_classes} if known.num_classes else {}
+    draw = Spread(run.sampler(), mesh)
+    cond: Any = {"label": np.arange(num, dtype=np.int32) % known.num_classes} if known.num_classes else {}
     beside: Any = None
     captions: Any = None
     if known.condition:
         rows = max(1, num // 4)  # four draws of each condition
         beside, num = build.examples(config, known, "test", rows), 4 * rows
-        cond = {name: jnp.concatenate([jnp.asarray(beside[name])] * 4) for name in ("label", "image", "mask")
+        cond = {name: np.concatenate([beside[name]] * 4) for name in ("label", "image", "mask")
                 if name in build.batch_keys(config, known)}
         captions = np.concatenate([beside["prompt"]] * 4) if known.text else None
     elif known.text:
@@ -153,7 +157,7 @@ def _preview(feed: Feed, net: Any, state: training.TrainState) -> Any:
     def preview(state: training.TrainState, step: int) -> list[tuple[str, np.ndarray]]:
         params = state.ema[name]["ema"]
         samples = draw(params, jax.random.key(config.seed), asked(params), num)
-        return [("samples", picture(np.asarray(samples), known, beside))]
+        return [("samples", picture(samples, known, beside))]
 
     return preview
 

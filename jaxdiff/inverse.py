@@ -19,6 +19,7 @@ from jaxdiff.data.pictures import SUFFIXES, read_picture
 from jaxdiff.data.preprocess import examples as fitted
 from jaxdiff.judge import judge_of
 from jaxdiff.run import Run
+from jaxdiff.spread import by_example
 
 PAIRED_METRICS = ("psnr", "ssim", "lpips", "feature_distance", "consistency", "diversity", "frechet", "joint_frechet")
 
@@ -103,7 +104,7 @@ def report(
     features: Any = None
     name = ""
     if judged and part.inception:
-        name, features = "inception pool3", evaluation.inception_features(part.inception)
+        name, features = "inception pool3", by_example(evaluation.inception_features(part.inception))
     elif judged:
         judge = judge_of(run, workdir, progress)
         name, features = judge.name, judge.features

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from jaxdiff import build, configfile, evaluation, fit, guidance, sde, tables, training
 from jaxdiff.run import Run, load_run
+from jaxdiff.spread import by_example
 from jaxdiff.trees import fingerprint
 from jaxdiff.types import Array
 
@@ -71,8 +72,8 @@ def from_run(run: Run) -> Judge:
     if run.path is not None:
         raise ValueError(f"the run {run.config.name!r} is a classifier of noisy pictures, for guidance, and no judge of "
                          "clean ones; mend: train one with configs/classifier.py")
-    logits = jax.jit(lambda x: run.network.apply({"params": run.params}, x))
-    features = jax.jit(lambda x: run.network.apply({"params": run.params}, x, method="features"))
+    logits = by_example(lambda x: run.network.apply({"params": run.params}, x))
+    features = by_example(lambda x: run.network.apply({"params": run.params}, x, method="features"))
     x, y = _held_out(run)
     accuracy = evaluation.accuracy(evaluation.extract(logits, x), y)
     # no two classifiers share a name

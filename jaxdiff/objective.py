@@ -18,13 +18,14 @@ from jaxdiff.types import Key, LossFn
 
 class Objective(NamedTuple):
     """A loss for each network that is trained, by its name, in the order of the updates, and what they share of the last
-    one's forward pass (`training.Update.forward`); the networks' mutable state; and a loss on the last one, descended
-    plainly at rate 1 every so many steps."""
+    one's forward pass (`training.Update.forward`); the networks' mutable state; a loss on the last one, descended plainly at
+    rate 1 every so many steps; and `make_train_step`'s `drawn`, names in that state."""
 
     losses: dict[str, LossFn]
     forward: Callable[..., Any] | None = None
     state: dict[str, Any] | None = None
     revive: tuple[LossFn, int] | None = None
+    drawn: tuple[str, ...] = ()
 
 
 def loss(config: ConfigDict, net: Any, known: Facts) -> Objective:
@@ -96,7 +97,7 @@ def _autoencoder(config: ConfigDict, net: Any, judge: Any) -> Objective:
         revive = (reset, part.revive_every) if part.revive_every else None
     made = tables.make(tables.LOSSES, config.loss, "loss", "loss", **extra)
     found = {} if made.discriminator is None else {"discriminator": made.discriminator}
-    return Objective({**found, "autoencoder": made.generator}, made.forward, state, revive)
+    return Objective({**found, "autoencoder": made.generator}, made.forward, state, revive, ("pool",))
 
 
 def _draw_low_res(config: ConfigDict) -> Callable[[Key, Mapping[str, Any]], dict[str, Any]]:
@@ -143,6 +144,6 @@ def train_step(config: ConfigDict, net: Any, known: Facts, axis_name: str | None
         k_judge = jax.random.fold_in(k_params, 1)
         params["discriminator"] = build.init_discriminator(config, build.discriminator(config, known), known, k_judge)
     averages = {name: {"ema": ema}}
-    step = training.make_train_step(updates, averages, axis_name, config.train.accumulate)
+    step = training.make_train_step(updates, averages, axis_name, config.train.accumulate, made.drawn)
     schedules = {key: optimizer.schedule for key, optimizer in optimizers.items()}
     return Training(step, training.init_state(params, updates, averages, k_run, made.state), schedules)

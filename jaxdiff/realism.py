@@ -17,6 +17,7 @@ from jaxdiff import build, cas, data, evaluation
 from jaxdiff.evaluation import Moments, Statistics
 from jaxdiff.judge import Judge, judge_of
 from jaxdiff.run import Run
+from jaxdiff.spread import by_example
 from jaxdiff.types import Array
 
 
@@ -58,8 +59,8 @@ def score_pictures(
         judge = judge_of(run, workdir, progress)
         found |= {"classifier_accuracy": judge.accuracy, "classifier_n": judge.n}
     if part.inception:
-        name, features = "inception pool3", evaluation.inception_features(part.inception)
-        logits: Callable[[Any], Array] = evaluation.inception_features(part.inception, "logits_unbiased")
+        name, features = "inception pool3", by_example(evaluation.inception_features(part.inception))
+        logits: Callable[[Any], Array] = by_example(evaluation.inception_features(part.inception, "logits_unbiased"))
     elif judge is not None:
         name, features, logits = judge.name, judge.features, judge.logits
     distances, keep = {"frechet", "kid", "precision_recall"} & set(wanted), {"kid", "precision_recall"} & set(wanted)
@@ -105,7 +106,7 @@ def score_words(run: Run, workdir: Any, x: np.ndarray, prompts: Iterable[str], p
     pictures and their captions, under the features of Inception or of a classifier."""
     part = run.config.evaluate
     if part.inception:
-        name, features = "inception pool3", evaluation.inception_features(part.inception)
+        name, features = "inception pool3", by_example(evaluation.inception_features(part.inception))
     else:
         judge = judge_of(run, workdir, progress)
         name, features = judge.name, judge.features

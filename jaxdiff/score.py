@@ -22,6 +22,7 @@ from jaxdiff.losses import variational_bound
 from jaxdiff.realism import real_examples, score_pictures, score_words
 from jaxdiff.run import Run
 from jaxdiff.samplers import bits_per_dim, log_likelihood
+from jaxdiff.spread import Spread
 from jaxdiff.types import Array
 
 IMAGE_METRICS = ("agreement", "frechet", "kid", "precision_recall", "inception_score", "words", "cas")
@@ -48,7 +49,9 @@ def balanced_labels(num: int, num_classes: int) -> np.ndarray:
 def draw(
     run: Run, num: int, seed: int = 0, cond: Mapping[str, np.ndarray] | None = None, batch_size: int = 250, **how: Any
 ) -> Samples:
-    """`num` samples in batches of one compiled size; `how` goes to `run.sampler`. Sample i depends on seed and i's batch.
+    """`num` samples in batches of one compiled size, each split over this process's devices; `how` goes to `run.sampler`.
+
+    Sample i depends on seed and i's batch, and, but for rounding, on nothing else.
 
     `cond` holds `label`, `image`, `mask` `[num, ...]`, whatever of them the run takes, all classes in turn by default; and
     `prompt`, a text for each sample.
@@ -63,13 +66,13 @@ def draw(
     texts = np.asarray(told.pop("prompt")) if "prompt" in told else None
     check_condition(told, run.facts, num)
     size = min(batch_size, num)
-    sampler = jax.jit(run.sampler(**how), static_argnums=3)
+    sampler = Spread(run.sampler(**how))
     found = []
     for i, start in enumerate(range(0, num, size)):
         rows = np.arange(start, start + size) % num  # the last batch is filled up, and cut below
-        part = {name: jnp.asarray(value[rows]) for name, value in told.items()}
+        part: dict[str, Any] = {name: value[rows] for name, value in told.items()}
         part |= {} if texts is None else run.read(texts[rows])
-        found.append(np.asarray(sampler(run.params, jax.random.fold_in(jax.random.key(seed), i), part or None, size)))
+        found.append(sampler(run.params, jax.random.fold_in(jax.random.key(seed), i), part or None, size))
     return Samples(np.concatenate(found)[:num], told | ({} if texts is None else {"prompt": texts}))
 
 

@@ -27,6 +27,7 @@ import numpy as np
 from jaxdiff import cascading, evaluation, stream
 from jaxdiff.cascade import sample_stage
 from jaxdiff.cascading import Cascade, Order
+from jaxdiff.spread import Spread
 
 # what is drawn and printed, in this order, where a row has it; and beside it what real data gets, under what name
 SHOWN = {"frechet": "Frechet distance", "kid": "KID", "precision": "precision", "recall": "recall",
@@ -80,16 +81,16 @@ def _last_stage(
     stream.fill(before, cascading.words(earlier, order) | {"handed": "float32"},
                 cascading.drawer(earlier, order, hand_over=True), quiet)
     stage, params = cascade.stages[-1], cascade.params[-1]
-    program = jax.jit(lambda params, key, cond: sample_stage(key, stage, params, cond, size)[0])
+    program = Spread(lambda params, key, cond, num: sample_stage(key, stage, params, cond, num)[0])
 
     def draw(i: int, s: float) -> dict[str, np.ndarray]:
         z_0 = stream.read(before, i, ("handed",))["handed"]
         z_0 = z_0[np.arange(size) % len(z_0)]  # a part that was cut is filled up again
         k_stage, _ = jax.random.split(jax.random.fold_in(order.key(i), last))  # the keys of `sample_cascade`
         _, k_noise = jax.random.split(jax.random.fold_in(order.key(i), last - 1))
-        told: dict[str, Any] = {name: jnp.asarray(value) for name, value in order.told(i).items()}
-        x = program(params, k_stage, told | stage.augmentation.noised(k_noise, jnp.asarray(z_0), s))
-        return {f"stage_{last}": evaluation.to_uint8(np.asarray(x))} | order.told(i)
+        told: dict[str, Any] = dict(order.told(i))
+        x = program(params, k_stage, told | stage.augmentation.noised(k_noise, jnp.asarray(z_0), s), size)
+        return {f"stage_{last}": evaluation.to_uint8(x)} | order.told(i)
 
     return lambda s: partial(draw, s=s)
 

@@ -296,9 +296,9 @@ def base() -> ConfigDict:
                 "steps_per_dispatch": 1,
                 "preview": 64,  # samples in the picture of each evaluation
             },
-            # on several devices. kind: mesh, a grid data x fsdp (data None: what fsdp leaves), the state split along fsdp; or
-            # pmap, the whole state on each. rules: "REGEX:DIM" or "REGEX:none" by an array's path; else, from min_size elements
-            # on, it is split along its largest dimension
+            # on several devices. kind: mesh, a grid data x fsdp (data None: what fsdp leaves), the state split along fsdp;
+            # or pmap, the whole state on each. rules: "REGEX:DIM" or "REGEX:none" by an array's path, else an array of
+            # min_size elements or more is split along its largest dimension
             "parallel": options(training.make_layout, kind="mesh", fsdp=1, rules=(), min_size=training.MIN_SIZE),
             "evaluate": {
                 "num": 500,

@@ -38,9 +38,9 @@ MAY = {
     "cascade": {"types", "trees", "sde", "samplers", "augmentation"},
 }
 # the floors above may import all that is below them, in this order
-TOP = ["tables", "configfile", "facts", "build", "latents", "prompts", "guiding", "run", "codec", "caching", "feed",
-       "objective", "stages", "fit", "judge", "cas", "realism", "inverse", "autoencoding", "score", "stream", "cascading",
-       "sweeping", "cascade_likelihood", "planning", "benchmark", "commands", "grammar", "cli"]
+TOP = ["spread", "tables", "configfile", "facts", "build", "latents", "prompts", "guiding", "run", "codec", "caching",
+       "feed", "objective", "stages", "fit", "judge", "cas", "realism", "inverse", "autoencoding", "score", "stream",
+       "cascading", "sweeping", "cascade_likelihood", "planning", "benchmark", "commands", "grammar", "cli"]
 HOMES = {
     "flax": {"networks", "evaluation"},
     "optax": {"training"},

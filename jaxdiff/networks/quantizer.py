@@ -99,7 +99,8 @@ def track(
 
     `state` is as `fresh_use` makes it: counts <- decay counts + (1 - decay) histogram, in fair shares, and `pool` takes K
     random vectors of z_e, with replacement. Metrics: `usage`, the share of codes above `threshold`, and
-    `perplexity`, both of the new counts. The average over devices of such a state is that of the whole batch.
+    `perplexity`, both of the new counts. The average of the counts over devices is that of the whole batch; of pools, any
+    one's will do.
     Raises ValueError for a decay or a threshold outside [0, 1).
     """
     if not 0 <= decay < 1 or not 0 <= threshold < 1:

@@ -13,6 +13,7 @@ same step, to rounding; what a loss takes from a whole batch (minibatch statisti
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -188,6 +189,14 @@ def compiled_step(step: TrainStep, state: TrainState, layout: Layout | None, ste
     # Pinned, so that the state comes back as it went in and the second call finds the first one's program.
     same = state_shardings(state, layout.mesh, layout.rules, layout.min_size)
     return jax.jit(many, donate_argnums=0, out_shardings=(same, NamedSharding(layout.mesh, PartitionSpec())))
+
+
+def on_host() -> Any:
+    """A context in which arrays are made in the host's memory: a state that is split may be more than one device holds."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX was told of no CPU
+        return contextlib.nullcontext()
 
 
 def _placed(tree: Tree, shardings: Tree) -> Tree:

@@ -90,6 +90,7 @@ def make_train_step(
     ema: Mapping[str, Mapping[str, Ema]],
     axis_name: str | None = None,
     accumulate: int = 1,
+    drawn: Sequence[str] = (),
 ) -> TrainStep:
     """Build the step. It is pure: the caller jits it and donates its first argument.
 
@@ -97,6 +98,8 @@ def make_train_step(
         `jit`, where sharded inputs need nothing.
     accumulate: micro-batches a step, run one after another by `lax.scan`. Losses must be means over examples; gradients
         and metrics are averaged, and mutable state passes from one micro-batch to the next.
+    drawn: names in the mutable state whose arrays are examples, of which a mean would be none: over `axis_name` the first
+        device's stand for all.
 
     Metrics are scalars: `<update>/loss`, `.../grad_norm` (before clipping), `.../update_norm`, `<update>/<name>`
     for what the loss reports, and `finite` (1.0 or 0.0). Those of an update that `every` skipped are NaN.
@@ -130,7 +133,7 @@ def make_train_step(
             grads = jax.tree.map(jnp.add, grads[0], pull(grads[1])[0])
         if axis_name is not None:
             grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
-            state = jax.tree.map(lambda s: jax.lax.pmean(s, axis_name) if _is_float(s) else s, state)
+            state = jax.tree_util.tree_map_with_path(partial(_agreed, axis_name, frozenset(drawn)), state)
         change, opt = update.optimizer.update(grads, opt, network)
         metrics |= {"grad_norm": _norm(grads), "update_norm": _norm(change)}
         return optax.apply_updates(network, change), opt, state, metrics
@@ -222,6 +225,13 @@ def _gradients(loss_of: Callable, network: Params, state: dict, batch: Batch, pa
     (state, total), _ = jax.lax.scan(add, (state, zeros), batches)
     grads, metrics = jax.tree.map(lambda x: x / parts, total)
     return grads, metrics, state
+
+
+def _agreed(axis_name: str, drawn: frozenset[str], path: Any, s: Array) -> Array:
+    """One value of an array of the mutable state for all devices: their mean, or the first one's."""
+    if drawn & {getattr(key, "key", None) for key in path}:
+        return jax.lax.psum(jnp.where(jax.lax.axis_index(axis_name) == 0, s, jnp.zeros_like(s)), axis_name)
+    return jax.lax.pmean(s, axis_name) if _is_float(s) else s
 
 
 def _alone(forward: Callable, params: dict, network: str, key: Key, batch: Batch, step: Any, own: Params) -> Tree:

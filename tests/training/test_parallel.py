@@ -1,0 +1,300 @@
+"""Twenty steps on four devices are the twenty steps of one; what lies where, and what goes between; the words refused."""
+
+import json
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdiff import build, fit, objective, tables, training
+from jaxdiff.facts import Facts
+from jaxdiff.training import AXIS, Layout, Update, compiled_step, init_state, make_layout, make_mesh, make_train_step
+from jaxdiff.types import Aux
+from tests.conftest import load
+from tests.training import toy
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+STEPS, B = 20, 8
+SMALL = 64  # elements from which an array is split here: the U-Net has little more
+GRID, SPLIT, PMAP = (Layout(make_mesh()), Layout(make_mesh(fsdp=2), min_size=SMALL), make_layout("pmap"))
+WAYS = {
+    "accumulate 4": (None, 4, 1),
+    "mesh 4 x 1": (GRID, 1, 1),
+    "mesh 2 x 2": (SPLIT, 1, 1),
+    "pmap 4": (PMAP, 1, 1),
+    "mesh 2 x 2, accumulate 2, 5 steps a dispatch": (SPLIT, 2, 5),
+    "pmap 4, accumulate 2, 5 steps a dispatch": (PMAP, 2, 5),
+}
+
+
+class Unet:
+    """A class-conditional U-Net of 8x8 pictures with attention, as configs/digits.py makes it, and its step and data."""
+
+    def __init__(self, dtype="float32"):
+        self.config = load("digits", "smoke", network__channel_mult="1,2", network__patch_size=1, network__dropout=0.0,
+                           network__dtype=dtype, optimizer__eps=1e-6, optimizer__learning_rate=1e-3)
+        known = Facts((8, 8, 1), 10, 17, "image")
+        self.net = build.network(self.config, known)
+        self.loss = objective.loss(self.config, self.net, known).losses["denoiser"]
+        transform = tables.call(training.optimizer, self.config.optimizer, "optimizer", total_steps=STEPS).transform
+        self.updates = [Update("denoiser", self.loss, transform)]
+        self.ema = {"denoiser": {"ema": training.Ema(decay=0.9)}}
+        self.params = build.init_params(self.config, self.net, known, jax.random.key(1))
+
+    def fresh(self):
+        return init_state({"denoiser": self.params}, self.updates, self.ema, jax.random.key(2))
+
+    def step(self, layout, accumulate=1):
+        pmapped = layout is not None and layout.kind == "pmap"
+        return make_train_step(self.updates, self.ema, AXIS if pmapped else None, accumulate)
+
+    @staticmethod
+    def batch(n):
+        rng = np.random.default_rng(n)
+        x = rng.uniform(-1, 1, (B, 8, 8, 1)).astype(np.float32)
+        return {"x": x, "label": rng.integers(0, 10, B, np.int32), "index": np.arange(B, dtype=np.int32)}
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return Unet()
+
+
+def trained(program, state, layout, each=1):
+    """`(state, losses)` after STEPS steps, `each` of them a dispatch."""
+    losses = []
+    for n in range(0, STEPS, each):
+        batches = [Unet.batch(n + i) for i in range(each)]
+        batch = batches[0] if each == 1 else jax.tree.map(lambda *xs: np.stack(xs), *batches)
+        state, metrics = program(state, batch if layout is None else training.place_batch(batch, layout, int(each > 1)))
+        losses.append(np.ravel(metrics["denoiser/loss"]))
+    return state, np.concatenate(losses)
+
+
+@pytest.fixture(scope="module")
+def alone(unet):
+    """One device: what every other way must give."""
+    return trained(jax.jit(unet.step(None), donate_argnums=0), unet.fresh(), None)
+
+
+@pytest.fixture(scope="module")
+def spread(unet):
+    """`way -> (program or None, state, losses)`, each trained once."""
+    held = {}
+
+    def of(way):
+        if way not in held:
+            layout, accumulate, each = WAYS[way]
+            state = unet.fresh() if layout is None else training.place_state(unet.fresh(), layout)
+            program = compiled_step(unet.step(layout, accumulate), state, layout, each)
+            if way.startswith("mesh") and each == 1:  # the compiled program itself takes nothing but its own shardings back
+                program = program.lower(state, training.place_batch(Unet.batch(0), layout)).compile()
+            held[way] = (program, *trained(program, state, layout, each))
+        return held[way]
+
+    return of
+
+
+def close(a, b, tolerance=1e-5):
+    plain = lambda x: np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(plain(x), plain(y), rtol=0, atol=tolerance), a, b)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_twenty_steps_are_those_of_one_device(way, unet, alone, spread):
+    _, state, losses = spread(way)
+    assert int(state.step) == STEPS
+    assert max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (alone[0].params["denoiser"], unet.params)),
+                                                          strict=True)) > 1e-2  # it has gone somewhere
+    close(state.params, alone[0].params)
+    close(state.ema, alone[0].ema)
+    np.testing.assert_allclose(losses, alone[1], rtol=1e-5, atol=1e-5)
+    assert {x.dtype for x in jax.tree.leaves((state.params, state.ema))} == {np.dtype("float32")}
+
+
+def bytes_on(device, tree):
+    return sum(s.data.nbytes for x in jax.tree.leaves(tree) for s in x.addressable_shards if s.device == device)
+
+
+@pytest.mark.parametrize("part", ["params", "opt", "ema"])
+def test_fsdp_halves_what_a_device_holds(part, spread):
+    """All but the arrays below `min_size`, on every device alike; without fsdp each holds everything."""
+    split, whole = (getattr(spread(way)[1], part) for way in ("mesh 2 x 2", "mesh 4 x 1"))
+    total = sum(x.nbytes for x in jax.tree.leaves(whole))
+    small = sum(x.nbytes for x in jax.tree.leaves(whole) if x.size < SMALL or x.size % 2)
+    for device in jax.devices():
+        assert bytes_on(device, whole) == total
+        assert bytes_on(device, split) == small + (total - small) // 2 < 0.56 * total
+
+
+def collectives(text):
+    """`[(kind, elements)]` of a compiled program."""
+    found = []
+    for line in text.splitlines():
+        seen = re.search(r"= (.*?) (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(", line)
+        if seen:
+            shapes = [[int(n) for n in dims.split(",") if n] for dims in re.findall(r"\w+\[([\d,]*)\]", seen[1])]
+            found.append((seen[2], sum(map(math.prod, shapes))))
+    return found
+
+
+def test_between_data_parallel_devices_go_gradients_and_metrics_alone(unet, spread):
+    count = sum(x.size for x in jax.tree.leaves(unet.params))
+    found = collectives(spread("mesh 4 x 1")[0].as_text())
+    assert {kind for kind, _ in found} == {"all-reduce"}
+    assert count <= sum(size for _, size in found) <= count + 8
+    assert "all-gather" in {kind for kind, _ in collectives(spread("mesh 2 x 2")[0].as_text())}
+
+
+def test_bfloat16_computes_and_float32_is_kept(spread):
+    half = Unet("bfloat16")
+    layout = SPLIT
+    state = training.place_state(half.fresh(), layout)
+    program = compiled_step(half.step(layout), state, layout)
+    batch = training.place_batch(Unet.batch(0), layout)
+    assert "bf16[" in program.lower(state, batch).as_text("hlo")
+    state, metrics = program(state, batch)
+    kept = {x.dtype.name for x in jax.tree.leaves((state.params, state.opt, state.ema))}
+    assert kept == {"float32", "int32"}  # int32: the optimizer's count
+    assert float(metrics["denoiser/loss"]) == pytest.approx(spread("mesh 2 x 2")[2][0], rel=2e-2)
+
+
+@pytest.mark.parametrize("into", [None, GRID, PMAP, Layout(make_mesh(fsdp=4), min_size=0)],
+                         ids=["one device", "mesh 4 x 1", "pmap", "mesh 1 x 4"])
+def test_a_checkpoint_fits_any_layout(into, tmp_path):
+    """Saved by a grid of 2 x 2 after 4 steps: the same arrays come back, and the same batches follow."""
+    options = {"log_every": 2, "checkpoint_every": 4, "progress": False}
+    layout = Layout(make_mesh(fsdp=2), min_size=0)
+    first = training.train(toy.step(), toy.fresh(), toy.batches, tmp_path, 4, layout=layout, **options)
+    like = toy.fresh(seed=1) if into is None else training.place_state(toy.fresh(seed=1), into)
+    toy.same(training.restore(tmp_path, like=like).tree, first.state)
+    starts = []
+
+    def batches(start):
+        starts.append(start)
+        return toy.batches(start)
+
+    step = toy.step(axis_name=AXIS if into is PMAP else None)
+    last = training.train(step, toy.fresh(seed=1), batches, tmp_path, 8, layout=into, **options).state
+    assert starts == [4]
+    whole, plain = toy.fresh(), jax.jit(toy.step())
+    for n in range(8):
+        whole, _ = plain(whole, toy.batch(n))
+    close(last, whole)
+
+
+def points(workdir, words="", **overrides):
+    config = load("gaussians25", f"smoke{words}", optimizer__eps=1e-6, condition__label=True, **overrides)
+    return fit.train(config, workdir, progress=False).state
+
+
+def test_a_run_changes_its_layout_as_it_goes(tmp_path):
+    """Through the configs: pmap, then a grid with fsdp, then a grid by rules, beside a run that never changed."""
+    want = points(tmp_path / "one", train__steps=6, parallel__data=4)
+    for steps, how in ((2, {"parallel__kind": "pmap"}), (4, {"parallel__fsdp": 2, "parallel__min_size": 0}),
+                       (6, {"parallel__fsdp": 4, "parallel__rules": r"params/.*(in|out)_\d/kernel:-1,.:none"})):
+        got = points(tmp_path / "two", train__steps=steps, train__checkpoint_every=2, train__eval_every=2, **how)
+    close(got, want)
+    split = {f"{name}/{part}" for name, layer in got.params["denoiser"].items() for part, x in layer.items()
+             if isinstance(x, jax.Array) and x.sharding.shard_shape(x.shape) != x.shape}
+    assert split == {f"{way}_{i}/kernel" for way in ("in", "out") for i in range(2)}
+    assert got.params["denoiser"]["in_0"]["kernel"].sharding.shard_shape((16, 16)) == (16, 4)
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves((got.ema, got.opt)))
+    rows = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "denoiser/loss" in row] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("kind", ["mesh", "pmap"])
+def test_two_networks_in_turn(kind, tmp_path):
+    """A GAN: two updates, of which the second runs every other step, sharing the generator's forward pass."""
+    words = {"words": ",method=ddgan", "discriminator_optimizer__eps": 1e-6, "train__generator_every": 2,
+             "train__preview": 0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "device_count", lambda: 1)
+        want = points(tmp_path / "one", **words)
+    got = points(tmp_path / kind, parallel__kind=kind, **words)
+    close(got.params, want.params)
+
+
+def test_pmap_averages_statistics_and_takes_examples_from_one():
+    """A mean over devices of vectors drawn from the data would be no vector of the data."""
+
+    def loss(params, state, key, batch, step):
+        new = {"mean": batch["x"].mean(0), "pool": batch["x"][:2], "count": state["net"]["count"] + 1}
+        return jnp.sum(params["net"] ** 2), Aux({}, {"net": new})
+
+    updates = [Update("net", loss, optax.sgd(0.1))]
+    old = {"net": {"mean": jnp.zeros(3), "pool": jnp.zeros((2, 3)), "count": jnp.zeros((), jnp.int32)}}
+    state = training.place_state(init_state({"net": jnp.ones(())}, updates, {}, jax.random.key(0), old), PMAP)
+    program = compiled_step(make_train_step(updates, {}, AXIS, drawn=("pool",)), state, PMAP)
+    new = program(state, training.place_batch({"x": toy.batch(0)["x"]}, PMAP))[0].state["net"]
+    np.testing.assert_allclose(new["mean"], toy.batch(0)["x"].mean(0), rtol=1e-5)
+    np.testing.assert_array_equal(new["pool"], toy.batch(0)["x"][:2])
+    assert int(new["count"]) == 1
+
+
+@pytest.mark.parametrize("kind", ["mesh", "pmap"])
+def test_a_codebook_is_followed_over_devices(kind, tmp_path):
+    """Its use is that of the whole batch: on a grid as on one device, by pmap up to what each device draws anew from."""
+    config = load("autoencoder", "data=digits,kind=vq,smoke", train__steps=1, train__log_every=1, train__eval_every=1,
+                  parallel__kind=kind, codebook__revive_every=0)
+    states = []
+    for count in (4, 1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax, "device_count", lambda count=count: count)
+            states.append(fit.train(config, tmp_path / str(count), progress=False).state)
+    got, want = (state.state["autoencoder"] for state in states)
+    close(got["counts"], want["counts"])
+    assert float(got["counts"].sum()) == pytest.approx(0.01 * 512, rel=1e-4)
+    if kind == "mesh":
+        close(got["pool"], want["pool"], 1e-4)
+
+
+RUN = Facts((8, 8, 1), 10, 17, "image")
+
+
+@pytest.mark.parametrize("how, words", [
+    ({"kind": "shard"}, "parallel.kind is 'shard'; allowed: mesh, pmap"),
+    ({"fsdp": 3}, "parallel.fsdp is 3 and there are 4 devices; allowed: a divisor of 4"),
+    ({"fsdp": 0}, "parallel.fsdp is 0"),
+    ({"data": 2}, "allowed: data x fsdp = 4, or data=None"),
+    ({"data": 8}, "parallel.data is 8 and there are 4 devices"),
+    ({"kind": "pmap", "fsdp": 2}, "mend: parallel.kind=mesh"),
+    ({"rules": ("kernel",)}, "parallel.rules has 'kernel'; allowed: REGEX:DIM"),
+    ({"rules": ("kernel:x",)}, "allowed: REGEX:DIM"),
+    ({"rules": ("ker(nel:1",)}, "a regular expression of Python before the colon"),
+    ({"min_size": -1}, "parallel.min_size is -1; allowed: 0 or more elements"),
+    ({"fsdp": "two"}, "parallel.fsdp is 'two'; allowed: a whole number"),
+])
+def test_words(how, words):
+    with pytest.raises(ValueError) as error:
+        tables.call(make_layout, how, "parallel")
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("rule, words", [
+    ("nothing:0", "the rule 'nothing:0' of parallel.rules decides of no array"),
+    ("net/w:1", "the rule 'net/w:1' splits params/net/w of shape [3] along 1"),
+    ("net/w:0", "that parallel.fsdp=2 divides"),
+])
+def test_rules_that_do_not_fit(rule, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        training.state_shardings(toy.fresh(), make_mesh(fsdp=2), (rule,))
+
+
+def test_refused_before_a_file_is_written(tmp_path):
+    for how in ({"parallel__fsdp": 3}, {"parallel__fsdp": 2, "parallel__rules": "nothing:0"}, {"data__batch_size": 6}):
+        with pytest.raises(ValueError):
+            points(tmp_path / "run", **how)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pmap_is_of_one_process(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match=re.escape("parallel.kind is 'pmap' with 2 processes")):
+        make_layout("pmap")
