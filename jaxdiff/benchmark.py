@@ -1,187 +1,61 @@
-"""Timings of a config on this machine, each as a ratio measured within one run, A and B in turn.
+"""How fast a config is on this machine: `jaxdiff bench`, as lines that are told as they are measured.
 
-    sampler    a sampler's call / (its network evaluations x the jitted denoiser's call)      at most 1.05 wanted
-    guidance   a call guided classifier-free / the plain denoiser's at twice the batch        at most 1.05 wanted
-    compile    compiling a 1,000-step sampler / compiling a 10-step one                       at most 1.3
-    pipeline   training steps fed by the real pipeline / fed one resident batch               at most 1.02
-    text       a training step that reads captions / of the same network without them         at most 1.25
+    train    seconds a step on one resident batch, examples/s, model FLOPs and utilisation (flops.py), memory
+    data     the pipeline alone, and (with train) a step that it feeds / a resident one; at most 1.02 wanted
+    sample   the sampler's rate, and beside its network's calls (comparisons.py)
 
-Medians over as many repeats as the time allows. Figures are of whole calls, waited for on the device.
+and, where asked for, a trace of training steps (profiling.py) and the same network in diffusers (peers.py). Medians and
+quartiles of at least five repeats, each long enough to time, waited for on the device.
 """
 
 from __future__ import annotations
 
-import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxdiff import build, guidance, objective, sde, tables, training
+from jaxdiff import build, comparisons, flops, objective, peers, profiling, stopwatch
 from jaxdiff.facts import Facts
 from jaxdiff.feed import Feed, open_feed
+from jaxdiff.networks.layers import count_params
 from jaxdiff.run import Run
-from jaxdiff.trees import clock
+from jaxdiff.stopwatch import Line
+
+WHAT = ("train", "sample", "data")
+COMPARE = ("torch",)
+MIB = 2**20
 
 
-def _seconds(fn: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(fn())
-    return time.perf_counter() - start
+def measure(
+    config: ConfigDict,
+    batch_size: int | None = None,
+    seconds: float = 20.0,
+    what: tuple[str, ...] | None = None,
+    compare: str | None = None,
+    profile: str | None = None,
+    peak_tflops: float | None = None,
+) -> Iterator[Line]:
+    """Lines of a report, as they are measured; `seconds` on each comparison, compiling apart.
 
+    Args:
+      batch_size: instead of the config's.
+      what: some of "train", "sample", "data"; by default all that the config's network does, nothing with `compare`.
+      compare: "torch", to run the network beside diffusers'.
+      profile: a directory for a trace of training steps, which "train" must be among.
+      peak_tflops: TFLOP/s that one device can do, where chips.py does not know it.
 
-def ratio(a: Callable[[], Any], b: Callable[[], Any], seconds: float) -> tuple[float, float, float, int]:
-    """`(median of a/b, median a, median b, pairs)`: a and b in turn until the time is over, at least three pairs."""
-    a_times: list[float] = []
-    b_times: list[float] = []
-    a(), b()
-    end = time.perf_counter() + seconds
-    while len(a_times) < 3 or time.perf_counter() < end:
-        a_times.append(_seconds(a))
-        b_times.append(_seconds(b))
-    pairs = [x / y for x, y in zip(a_times, b_times, strict=True)]
-    return statistics.median(pairs), statistics.median(a_times), statistics.median(b_times), len(pairs)
-
-
-def _sampler_lines(run: Run, num: int, seconds: float) -> Iterator[str]:
-    chosen, steps = build.sampler(run.config), run.config.sampler.num_steps
-    keys = build.batch_keys(run.config, run.facts)
-    cond: Any = {name: jnp.zeros((num, *keys[name])) for name in ("image", "mask") if name in keys}
-    if run.facts.num_classes:
-        cond["label"] = jnp.arange(num) % run.facts.num_classes
-    draw = jax.jit(run.sampler(guidance=1.0), static_argnums=3)
-    denoise = jax.jit(lambda params, x, t, told: run.denoiser(params)(jax.random.key(0), x, t, told))
-    like: Any = jax.ShapeDtypeStruct((num, *run.facts.shape), jnp.float32)
-    told: Any = dict(cond)
-    if build.joint(run.config):
-        like = {"x": like, "y": told.pop("image")}
-    x, cond, told = sde.prior(run.path, jax.random.key(0), like), cond or None, build.told(run.config, run.facts, told)
-    t = jnp.asarray(clock(run.path).t_max, jnp.float32)
-    calls = chosen.evaluations(steps)
-
-    def many() -> Any:
-        for _ in range(calls):
-            out = denoise(run.params, x, t, told)
-        return out
-
-    value, a, b, pairs = ratio(lambda: draw(run.params, jax.random.key(0), cond, num), many, seconds)
-    name = run.config.sampler.kind
-    yield (f"sampler    {value:.3f} x  {name}, {steps} steps, {calls} evaluations, {num} samples: {a:.3f} s; "
-           f"{calls} denoiser calls: {b:.3f} s ({pairs} pairs)")
-
-    if build.adversarial(run.config):
-        return  # it has one number of steps
-
-    def compile_seconds(n: int) -> float:
-        jax.clear_caches()
-        fresh = jax.jit(run.sampler(num_steps=n, guidance=1.0), static_argnums=3)
-        start = time.perf_counter()
-        fresh.lower(run.params, jax.random.key(0), cond, num).compile()
-        return time.perf_counter() - start
-
-    cached = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
-    jax.config.update("jax_enable_compilation_cache", False)
-    times = [(compile_seconds(1000), compile_seconds(10)) for _ in range(3)]
-    jax.config.update("jax_enable_compilation_cache", cached)
-    pairs_ = [a / b for a, b in times]
-    long, short = (statistics.median(column) for column in zip(*times, strict=True))
-    yield f"compile    {statistics.median(pairs_):.3f} x  1,000 steps: {long:.2f} s; 10 steps: {short:.2f} s (3 pairs)"
-
-
-def _guidance_line(run: Run, num: int, seconds: float) -> str:
-    """A classifier-free guided call of `num` examples beside the plain denoiser's of 2 `num`, both jitted."""
-    guide = guidance.classifier_free(2.0, run.facts.num_classes)
-    spec = jax.ShapeDtypeStruct((2 * num, *run.facts.shape), jnp.float32)
-    x, t = sde.prior(run.path, jax.random.key(0), spec), jnp.asarray(run.path.t_max, jnp.float32)
-    label = jnp.arange(2 * num) % run.facts.num_classes
-    call = lambda wrap: jax.jit(lambda x, label: wrap(run.denoiser(run.params))(jax.random.key(0), x, t, {"label": label}))
-    guided, plain = call(guide), call(lambda denoise: denoise)
-    each = max(1, int(0.1 / max(min(_seconds(lambda: plain(x, label)) for _ in range(3)), 1e-4)))
-
-    def many(fn: Callable[..., Any], count: int) -> Callable[[], Any]:
-        part = x[:count], label[:count]
-        return lambda: [fn(*part) for _ in range(each)]
-
-    value, a, b, pairs = ratio(many(guided, num), many(plain, 2 * num), seconds)
-    return (f"guidance   {value:.3f} x  a guided call of {num}: {a / each:.4f} s; a plain one of {2 * num}: "
-            f"{b / each:.4f} s ({pairs} pairs of {each} calls)")
-
-
-def _estimator_line(feed: Feed, seconds: float) -> str:
-    """A training step in which y is diffused beside x, next to CDE's, which puts the clean y into the same network."""
-    config, known = feed.config, feed.known
-    calls = []
-    for kind in (config.estimator.kind, "cde"):
-        one = config.copy_and_resolve_references().unlock()
-        one.estimator = tables.section(tables.ESTIMATORS, kind, "estimator")
-        if kind == config.estimator.kind:
-            one.estimator = config.estimator
-        parts = objective.train_step(one, build.network(one, known), known)
-        batch = next(feed._replace(config=one).batches()(0))
-        calls.append(lambda step=jax.jit(parts.step), state=parts.state, batch=batch: step(state, batch)[1])
-    value, a, b, pairs = ratio(calls[0], calls[1], seconds)
-    return (f"estimator  {value:.3f} x  a training step of {config.estimator.kind}: {a:.4f} s; of cde: {b:.4f} s "
-            f"({pairs} pairs)")
-
-
-def _text_line(config: ConfigDict, known: Facts, seconds: float) -> str:
-    """A training step of the network that reads `text.length` tokens, next to the same network without text."""
-    calls = []
-    for told in (known, known._replace(text=(), vocab=0)):
-        parts = objective.train_step(config, build.network(config, told), told)
-        batch = {name: jnp.ones((config.data.batch_size, *shape), build.dtype_of(name))
-                 for name, shape in build.batch_keys(config, told).items()}
-        calls.append(lambda step=jax.jit(parts.step), state=parts.state, batch=batch: step(state, batch)[1])
-    value, a, b, pairs = ratio(calls[0], calls[1], seconds)
-    return (f"text       {value:.3f} x  a step that reads {known.text[0]} tokens: {a:.4f} s; without text: {b:.4f} s "
-            f"({pairs} pairs)")
-
-
-def _training_lines(told: Feed, seconds: float) -> Iterator[str]:
-    config, known = told.config, told.known
-    net = build.network(config, known)
-    parts = objective.train_step(config, net, known)
-    step = jax.jit(parts.step, donate_argnums=0)
-    feed = told.batches()(0)
-    resident = next(feed)
-    start = time.perf_counter()
-    compiled = step.lower(parts.state, resident).compile()
-    seconds_to_compile = time.perf_counter() - start
-    state = {"now": parts.state}
-    each = max(1, int(0.5 / max(_step_seconds(compiled, state, resident), 1e-4)))
-
-    def steps(batches: Callable[[], Any]) -> Callable[[], Any]:
-        def run() -> Any:
-            for _ in range(each):
-                state["now"], metrics = compiled(state["now"], batches())
-            return metrics
-
-        return run
-
-    value, a, b, pairs = ratio(steps(lambda: next(feed)), steps(lambda: resident), seconds)
-    size = config.data.batch_size
-    yield (f"pipeline   {value:.3f} x  a step fed by the pipeline: {a / each:.4f} s; resident: {b / each:.4f} s "
-           f"({pairs} pairs of {each} steps)")
-    yield f"train      {size * each / a:.1f} examples/s at batch {size}; the step compiled in {seconds_to_compile:.1f} s"
-    memory = compiled.memory_analysis()
-    if memory is not None:
-        yield f"memory     {memory.temp_size_in_bytes / 2**20:.1f} MiB of temporaries in a training step"
-
-
-def _step_seconds(compiled: Any, state: dict[str, training.TrainState], batch: Any) -> float:
-    state["now"], _ = compiled(state["now"], batch)
-    start = time.perf_counter()
-    state["now"], metrics = compiled(state["now"], batch)
-    jax.block_until_ready(metrics)
-    return time.perf_counter() - start
-
-
-def measure(config: ConfigDict, batch_size: int | None = None, seconds: float = 20.0) -> Iterator[str]:
-    """Lines of a report, as they are measured; `seconds` on each comparison, compiling apart."""
+    Raises ValueError for words that are not among these, a config that cannot be measured so, ImportError where diffusers
+    is asked for and is not there.
+    """
+    drawn = build.trains(config) in ("denoiser", "generator")
+    if what is None:
+        what = () if compare else tuple(word for word in WHAT if drawn or word != "sample")
+    _check(config, what, compare, seconds, profile, peak_tflops, drawn)
     if batch_size is not None:
         with config.unlocked():
             config.data.batch_size = batch_size
@@ -189,18 +63,148 @@ def measure(config: ConfigDict, batch_size: int | None = None, seconds: float = 
         feed = open_feed(config, nowhere)
     known = feed.known
     net = build.network(config, known)
-    device = jax.devices()[0]
+    if compare:
+        peers.check(config, net)
+    if profile is not None:
+        profiling.check(profile)
     params = build.init_params(config, net, known, jax.random.key(0))
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    yield (f"{config.name} on {jax.device_count()} x {device.device_kind} ({device.platform}), jax {jax.__version__}, "
-           f"{count:,} parameters")
-    yield from _training_lines(feed, seconds)
-    if known.text:
-        yield _text_line(config, known, seconds)
-    if build.joint(config):
-        yield _estimator_line(feed, seconds)
-    run = Run(config, params, build.path(config), known, net, 0, feed.coder, feed.reader)
-    num = min(config.data.batch_size, 64)
-    yield from _sampler_lines(run, num, seconds)
-    if known.num_classes and not known.condition and not build.adversarial(config):
-        yield _guidance_line(run, num, seconds)
+    yield _header(config, count_params(params))
+    if "data" in what:
+        yield _data(feed, seconds)
+    if "train" in what:
+        yield from _training(feed, seconds, "data" in what, profile, peak_tflops)
+        if known.text:
+            yield comparisons.reading(config, known, seconds)
+        if build.joint(config):
+            yield comparisons.estimating(feed, seconds)
+    if "sample" in what:
+        run = Run(config, params, build.path(config), known, net, 0, feed.coder, feed.reader)
+        num = min(config.data.batch_size, 64)
+        yield from comparisons.sampling(run, num, seconds, flops.peak(_dtype(config), peak_tflops))
+        if known.num_classes and not known.condition and not build.adversarial(config):
+            yield comparisons.guided(run, num, seconds)
+    if compare:
+        yield from peers.compare(config, known, seconds)
+
+
+def _check(config: ConfigDict, what: tuple[str, ...], compare: str | None, seconds: float, profile: str | None,
+           peak_tflops: float | None, drawn: bool) -> None:
+    """Wrong words, before anything is measured."""
+    for word in what:
+        if word not in WHAT:
+            raise ValueError(f"--what is {','.join(what)!r}; allowed: some of {', '.join(WHAT)}, with commas")
+    if "sample" in what and not drawn:
+        raise ValueError(f"--what is {','.join(what)!r} and the config trains a {build.trains(config)}, with nothing to "
+                         "sample; allowed: train,data")
+    if compare is not None and compare not in COMPARE:
+        raise ValueError(f"--compare is {compare!r}; allowed: {', '.join(COMPARE)}")
+    if not seconds > 0:
+        raise ValueError(f"--seconds is {seconds:g}; allowed: above 0; at least five repeats are made")
+    if profile is not None and "train" not in what:
+        raise ValueError(f"--profile came with --what={','.join(what)} and is of training steps; mend: --what=train")
+    if peak_tflops is not None and not 0 < peak_tflops < float("inf"):
+        raise ValueError(f"--peak_tflops is {peak_tflops:g}; allowed: above 0, the TFLOP/s that one device can do")
+
+
+def _header(config: ConfigDict, parameters: int) -> Line:
+    device, count = jax.devices()[0], jax.device_count()
+    return Line("", f"{config.name} on {count} x {device.device_kind} ({device.platform}), jax {jax.__version__}, "
+                f"{parameters:,} parameters",
+                {"config": config.name, "devices": count, "device": device.device_kind, "platform": device.platform,
+                 "jax": jax.__version__, "parameters": parameters})
+
+
+def _dtype(config: ConfigDict) -> str:
+    """Of the network's arithmetic."""
+    return config.network.dtype or "float32"
+
+
+def _data(feed: Feed, seconds: float) -> Line:
+    """The feed with nothing that waits for it, its batches on the device."""
+    batches, size = feed.batches()(0), feed.config.data.batch_size
+    draw = lambda: next(batches)
+    jax.block_until_ready(draw())
+    each = stopwatch.enough(draw, 0.1)
+    (times,) = stopwatch.in_turn([lambda: [draw() for _ in range(each)]], seconds)
+    found = stopwatch.spread(times).over(each)
+    return Line("data", f"{size / found.median:.1f} examples/s from the pipeline alone: a batch of {size} in {found}, "
+                f"{found.repeats} times {each} batches",
+                {"examples_per_second": size / found.median, **found.figures(), "batch_size": size})
+
+
+def _training(feed: Feed, seconds: float, fed: bool, profile: str | None, peak_tflops: float | None) -> Iterator[Line]:
+    """The step of `jaxdiff train`; with `fed` also beside the same step fed by the pipeline."""
+    config, known = feed.config, feed.known
+    parts = objective.train_step(config, build.network(config, known), known)
+    step = jax.jit(parts.step, donate_argnums=0)
+    batches, size = feed.batches()(0), config.data.batch_size
+    resident = next(batches)
+    start = time.perf_counter()
+    compiled = step.lower(parts.state, resident).compile()
+    compiling = time.perf_counter() - start
+    asked = model_flops(config, known, resident)
+    now = {"state": parts.state}
+
+    def one(batch: Any) -> Any:
+        now["state"], metrics = compiled(now["state"], batch)
+        return metrics
+
+    jax.block_until_ready(one(resident))
+    each = stopwatch.enough(lambda: one(resident), 0.5)
+
+    def steps(batch: Callable[[], Any]) -> Callable[[], Any]:
+        return lambda: [one(batch()) for _ in range(each)][-1]
+
+    if fed:
+        found = stopwatch.ratio(steps(lambda: next(batches)), steps(lambda: resident), seconds).over(each)
+        said = found.said("a step fed by the pipeline", "with a resident batch")
+        yield Line("pipeline", f"{said} of {each} steps", found.figures())
+        alone = found.b
+    else:
+        (times,) = stopwatch.in_turn([steps(lambda: resident)], seconds)
+        alone = stopwatch.spread(times).over(each)
+    rate = size / alone.median
+    cached = " or read from the compilation cache" if jax.config.jax_compilation_cache_dir else ""  # type: ignore[attr-defined]
+    yield Line("train", f"{rate:.1f} examples/s at batch {size}: a step in {alone}, {alone.repeats} times {each} steps; it "
+               f"compiled{cached} in {compiling:.1f} s",
+               {**alone.figures(), "examples_per_second": rate, "batch_size": size, "compile_seconds": compiling})
+    use = flops.Use(asked / size, rate, flops.peak(_dtype(config), peak_tflops))
+    yield Line("flops", str(use), use.figures())
+    yield _memory(compiled)
+    if profile is not None:
+        yield profiling.trace(lambda: one(resident), compiled, profile)
+
+
+def model_flops(config: ConfigDict, known: Facts, batch: Any) -> int:
+    """Of a training step on a batch, arrays or their shapes: forward and backward, without what `remat` does twice."""
+    config = config.copy_and_resolve_references().unlock()
+    config.network.remat = None
+    made: list[objective.Training] = []
+
+    def state() -> Any:  # traced, so that no parameters are made
+        made.append(objective.train_step(config, build.network(config, known), known))
+        return made[0].state
+
+    shapes = jax.eval_shape(state)
+    return flops.count(made[0].step, shapes, batch)
+
+
+def _memory(compiled: Any) -> Line:
+    """What the compiled step holds, and the most that the device, or on a CPU the process, has held until now."""
+    said, found = [], dict[str, int]()
+    analysis = compiled.memory_analysis()
+    if analysis is not None:
+        found |= {"temporaries": analysis.temp_size_in_bytes, "arguments": analysis.argument_size_in_bytes}
+        said.append(f"{found['temporaries'] / MIB:.1f} MiB of temporaries in a training step")
+        said.append(f"{found['arguments'] / MIB:.1f} MiB of state and batch")
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        found["peak_device"] = stats["peak_bytes_in_use"]
+        said.append(f"{found['peak_device'] / MIB:.1f} MiB at most on a device")
+    elif sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        found["peak_process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        said.append(f"{found['peak_process'] / MIB:.1f} MiB at most in this process, compiling included")
+    return Line("memory", "; ".join(said), found)

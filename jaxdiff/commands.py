@@ -7,6 +7,7 @@ there.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -242,8 +243,13 @@ def bench(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     from jaxdiff import benchmark, configfile
 
     config = configfile.load(args.config, overrides)
-    for line in benchmark.measure(config, args.batch_size, args.seconds):
-        print(line, flush=True)
+    what = None if args.what is None else tuple(args.what.split(","))
+    found: dict[str, Any] = {}
+    for line in benchmark.measure(config, args.batch_size, args.seconds, what, args.compare, args.profile, args.peak_tflops):
+        print(line, flush=True, file=sys.stderr if args.json else sys.stdout)
+        found |= {line.name: line.figures} if line.name else line.figures
+    if args.json:
+        print(json.dumps(found))
     return 0
 
 

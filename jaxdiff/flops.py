@@ -1,88 +1,129 @@
-"""How many floating-point operations a program asks for: those of its matrix products and convolutions.
+"""Floating-point operations (FLOPs) that a model asks for, counted from its jaxpr, and how much of a chip they use.
 
-A multiplication with its addition counts as two. Positions of a convolution's window that lie in the padding, or between
-the places of a dilated input, cost nothing and are not counted, as XLA's own cost analysis does; element-wise work is left
-out. Counted is the program as it was written, before any compiler: over all devices, whatever the backend calls, loops as
-often as they run, and what `jax.checkpoint` computes a second time as often as it is computed.
+    model FLOPs = 2 x the multiply-adds of its matrix products and convolutions, forward and backward
+
+Counted as written: everything else (norms, activations, optimizers, random numbers) is left out, as is what a compiler adds
+or takes away. A convolution counts its padding, and where its input is dilated only the elements that are there, so that the
+gradient with respect to the input costs what the forward pass does. `lax.scan` counts its body once a turn, `lax.cond` its
+largest branch. What a compiler merges, such as equal forward passes of two losses, counts as often as it is written; so does
+what `remat` computes again, which is not the model's: count a network without it.
+
+    utilisation (MFU) = model FLOPs/s / peak FLOP/s      Chowdhery et al. 2022 ("PaLM"), appendix B
+
+XLA's own count (`cost_analysis`) is of the compiled program: it holds the elementwise work and the recomputation, and no
+more what became a custom call.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from jaxdiff.chips import chip
 
 
-def of(fn: Callable[..., Any], *args: Any) -> float:
-    """FLOPs of `fn(*args)`; the arguments may be abstract (`jax.ShapeDtypeStruct`), and nothing is computed.
+def count(fn: Callable[..., Any], *args: Any) -> int:
+    """Model FLOPs of `fn(*args)`, whose arguments may be abstract. Nothing is computed.
 
-    >>> x = jax.ShapeDtypeStruct((8, 32), "float32")
-    >>> of(lambda x: x @ x.T, x) == 2 * 8 * 32 * 8
-    True
+    Raises ValueError for products inside a `lax.while_loop`, whose turns nobody knows beforehand.
+
+    >>> import jax.numpy as jnp
+    >>> count(jnp.matmul, jnp.zeros((3, 4)), jnp.zeros((4, 5)))
+    120
     """
-    return of_jaxpr(jax.make_jaxpr(fn)(*args).jaxpr)
+    return _of_jaxpr(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def of_jaxpr(jaxpr: Any) -> float:
-    """FLOPs of a jaxpr. `scan` counts its body as often as it runs, `while`, whose turns nobody knows, once; of the
-    branches of `cond` the dearest one counts."""
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        name = eqn.primitive.name
-        if name == "dot_general":
-            total += _dot(eqn)
-        elif name == "conv_general_dilated":
-            total += _conv(eqn)
-        else:
-            inner = [of_jaxpr(part) for part in _inside(eqn.params)]
-            times = eqn.params["length"] if name == "scan" else eqn.params["mesh"].size if name == "shard_map" else 1
-            total += times * (max(inner, default=0.0) if name == "cond" else sum(inner))
-    return total
+def _of_jaxpr(jaxpr: Jaxpr) -> int:
+    return sum(_of_equation(eqn) for eqn in jaxpr.eqns)
 
 
-def _inside(params: dict[str, Any]) -> Iterator[Any]:
-    """The jaxprs among an equation's parameters."""
-    for value in params.values():
-        for one in value if isinstance(value, (tuple, list)) else (value,):
-            jaxpr = getattr(one, "jaxpr", one)
-            if hasattr(jaxpr, "eqns"):
-                yield jaxpr
+def _of_equation(eqn: Any) -> int:
+    name = eqn.primitive.name
+    if name == "dot_general":
+        return _dot(eqn)
+    if name == "conv_general_dilated":
+        return _convolution(eqn)
+    inner = [_of_jaxpr(jaxpr) for value in eqn.params.values() for jaxpr in _jaxprs(value)]
+    if name == "scan":
+        return eqn.params["length"] * sum(inner)
+    if name == "cond":
+        return max(inner, default=0)
+    if name == "while" and any(inner):
+        raise ValueError("FLOPs of a while loop with products in it; allowed: lax.scan, whose number of turns is known")
+    return sum(inner)
 
 
-def _dot(eqn: Any) -> float:
+def _jaxprs(value: Any) -> Iterator[Jaxpr]:
+    """The programs in a parameter of an equation."""
+    if isinstance(value, ClosedJaxpr):
+        yield value.jaxpr
+    elif isinstance(value, Jaxpr):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _jaxprs(part)
+
+
+def _dot(eqn: Any) -> int:
+    """Each element of the result sums as many products as the contracted dimensions hold."""
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    lhs = eqn.invars[0].aval.shape
-    return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(lhs[d] for d in contracted)
+    left = eqn.invars[0].aval.shape
+    return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(left[dim] for dim in contracted)
 
 
-def _conv(eqn: Any) -> float:
-    numbers, how = eqn.params["dimension_numbers"], eqn.params
-    lhs, rhs, out = eqn.invars[0].aval.shape, eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
-    spatial = zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], numbers.out_spec[2:], strict=True)
-    pairs = 1
-    for i, (a, b, c) in enumerate(spatial):
-        pairs *= positions(lhs[a], rhs[b], out[c], how["window_strides"][i], how["padding"][i][0], how["lhs_dilation"][i],
-                           how["rhs_dilation"][i])
-    return 2.0 * out[numbers.out_spec[0]] * out[numbers.out_spec[1]] * rhs[numbers.rhs_spec[1]] * pairs
+def _convolution(eqn: Any) -> int:
+    """Each element of the result sums window x input channels; a dilated input's own elements each meet the window once."""
+    numbers = eqn.params["dimension_numbers"]
+    left, right = (var.aval.shape for var in eqn.invars)
+    out = eqn.outvars[0].aval.shape
+    places = math.prod(
+        left[i] if dilation > 1 else out[o]
+        for i, o, dilation in zip(numbers.lhs_spec[2:], numbers.out_spec[2:], eqn.params["lhs_dilation"], strict=True)
+    )
+    window = math.prod(right[dim] for dim in numbers.rhs_spec[2:])
+    batch, features = (out[dim] for dim in numbers.out_spec[:2])
+    return 2 * batch * features * places * window * right[numbers.rhs_spec[1]]
 
 
-def positions(size: int, window: int, out: int, stride: int, low: int, dilation: int, window_dilation: int) -> int:
-    """How many pairs of a place of the output and a place of the window meet a number of the input, in one dimension.
+class Use(NamedTuple):
+    """Model FLOPs of one example, examples done in a second by all devices, and the devices' `peak` FLOP/s, None where it
+    is not known."""
 
-    size, window, out: lengths of the input, the window and the output. low: padding before the input, `dilation` apart.
+    per_example: float
+    examples_per_second: float
+    peak: float | None = None
 
-    >>> positions(4, 3, 4, 1, 1, 1, 1)  # of 12 pairs two lie in the padding
-    10
-    """
-    last, count = (size - 1) * dilation, 0
-    for tap in range(window):
-        start = tap * window_dilation - low
-        if dilation == 1:  # start + stride * place in 0..last
-            first = max(0, -(start // stride))
-            count += max(0, min(out - 1, (last - start) // stride) - first + 1)
-        else:
-            count += sum(0 <= start + stride * place <= last and (start + stride * place) % dilation == 0
-                         for place in range(out))
-    return count
+    @property
+    def per_second(self) -> float:
+        """Model FLOP/s."""
+        return self.per_example * self.examples_per_second
+
+    @property
+    def utilisation(self) -> float | None:
+        """Model FLOPs utilisation: of the peak, the share done."""
+        return self.per_second / self.peak if self.peak else None
+
+    def __str__(self) -> str:
+        said = f"{self.per_example / 1e9:.4g} GFLOP an example, {self.per_second / 1e12:.4g} TFLOP/s"
+        if self.utilisation is None:
+            return f"{said}; utilisation unknown: no peak is known of this device, --peak_tflops=X gives it"
+        return f"{said}: {100 * self.utilisation:.1f} % of the peak, {(self.peak or 0) / 1e12:.4g}"
+
+    def figures(self) -> dict[str, Any]:
+        """For machines."""
+        return {"flops_per_example": self.per_example, "flops_per_second": self.per_second, "peak_flops": self.peak,
+                "utilisation": self.utilisation}
+
+
+def peak(dtype: str, tflops: float | None = None, devices: int = 1) -> float | None:
+    """FLOP/s that `devices` of this machine's can do in `dtype` ("float32", "bfloat16"): `tflops` for each, else what is
+    published of the chip, None for one that chips.py does not know."""
+    if tflops is not None:
+        return devices * tflops * 1e12
+    found = chip(jax.devices()[0].device_kind)
+    return None if found is None else devices * found.peak(dtype)

@@ -205,6 +205,29 @@ def parser() -> argparse.ArgumentParser:
     one = command("plan", "Compile a config's training step, or its sampler, for a machine that need not be there, and say "
                   "what it takes: memory of a chip by part, FLOPs, messages between chips, the least time of a step. A big "
                   "network compiles for many minutes; what was found is kept. Exit code 1: it does not fit.", override_help)
+    _plan_flags(one, config_help)
+
+    one = command("bench", "Measure how fast a config is on this machine: training step, memory, share of the chip's peak, "
+                  "sampler, compilation, data pipeline.", override_help)
+    one.add_argument("--config", required=True, metavar="FILE.py[:WORDS]", help=config_help)
+    one.add_argument("--batch_size", type=_count, metavar="N", help="instead of the config's data.batch_size")
+    one.add_argument("--seconds", type=float, default=20.0, metavar="S", help="spent on each measurement (default 20), at "
+                     "least five repeats")
+    one.add_argument("--what", metavar="NAMES", help="some of train, sample, data, with commas (default: all that suit the "
+                     "config)")
+    one.add_argument("--compare", metavar="NAME", help="torch: run the U-Net beside the same network in diffusers, equal "
+                     "in parameters, batch and threads, float32, in turn: its forward pass and a training step (mean square "
+                     "and Adam). Alone, unless --what is given; on CPUs, with torch and diffusers installed")
+    one.add_argument("--profile", metavar="DIR", help="write a trace of a few training steps, for TensorBoard and "
+                     "ui.perfetto.dev, and on a CPU print where a step's time goes")
+    one.add_argument("--peak_tflops", type=float, metavar="X", help="what one device can do, in TFLOP/s, for utilisation on "
+                     "chips whose figure is not known here, as of CPUs (default: published figures of TPUs and GPUs)")
+    one.add_argument("--json", action="store_true", help="print the figures as one JSON object at the end, in seconds and "
+                     "bytes; the lines go to the standard error")
+    return top
+
+
+def _plan_flags(one: argparse.ArgumentParser, config_help: str) -> None:
     one.add_argument("--config", required=True, metavar="FILE.py[:WORDS]", help=config_help)
     one.add_argument("--topology", required=True, metavar="NAME", help="v4:AxBxC, v5e:AxB, v5p:AxBxC or v6e:AxB, so many "
                      "chips of a TPU pod, such as v5e:16x16 (needs pip install 'jaxdiff[plan]'); or cpu:N, N devices here")
@@ -218,12 +241,6 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--text_width", type=_count, metavar="D", help="channels of the embeddings of a text.encoder that "
                      "is not here")
     one.add_argument("--quiet", action="store_true", help="no lines of progress")
-
-    one = command("bench", "Measure speed for a config: training step, sampler, compilation, data pipeline.", override_help)
-    one.add_argument("--config", required=True, metavar="FILE.py[:WORDS]", help=config_help)
-    one.add_argument("--batch_size", type=_count, metavar="N", help="instead of the config's data.batch_size")
-    one.add_argument("--seconds", type=float, default=20.0, metavar="S", help="spent on each comparison (default 20)")
-    return top
 
 
 def _run_flags(one: argparse.ArgumentParser, which: Any = None) -> None:

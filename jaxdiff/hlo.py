@@ -20,8 +20,6 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from jaxdiff.flops import positions
-
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
          "collective-broadcast")
 
@@ -210,3 +208,23 @@ def _convolution(line: Line, lines: dict[str, Line]) -> float:
         pairs *= positions(lhs[a.index(str(i))], rhs[b.index(str(i))], out[c.index(str(i))], int(of("stride", 1)),
                            int(of("pad", "0_0").split("_")[0]), int(of("lhs_dilate", 1)), int(of("rhs_dilate", 1)))
     return 2.0 * out[c.index("b")] * out[c.index("f")] * rhs[b.index("i")] * pairs
+
+
+def positions(size: int, window: int, out: int, stride: int, low: int, dilation: int, window_dilation: int) -> int:
+    """How many pairs of a place of the output and a place of the window meet a number of the input, in one dimension.
+
+    size, window, out: lengths of the input, the window and the output. low: padding before the input, `dilation` apart.
+
+    >>> positions(4, 3, 4, 1, 1, 1, 1)  # of 12 pairs two lie in the padding
+    10
+    """
+    last, count = (size - 1) * dilation, 0
+    for tap in range(window):
+        start = tap * window_dilation - low
+        if dilation == 1:  # start + stride * place in 0..last
+            first = max(0, -(start // stride))
+            count += max(0, min(out - 1, (last - start) // stride) - first + 1)
+        else:
+            count += sum(0 <= start + stride * place <= last and (start + stride * place) % dilation == 0
+                         for place in range(out))
+    return count

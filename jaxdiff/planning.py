@@ -72,9 +72,8 @@ def plan(
         work = sampling_work(config, known, mesh, coder, batch_size or config.evaluate.batch_size)
     else:
         work = training_work(config, known, mesh)
-    traced = work.call.trace(*work.args)
-    found = compiling.compiled(traced.lower(), topology.name, progress)
-    made = _made(config, topology, mesh, known, work, flops.of_jaxpr(traced.jaxpr.jaxpr), found)
+    found = compiling.compiled(work.call.lower(*work.args), topology.name, progress)
+    made = _made(config, topology, mesh, known, work, flops.count(work.call, *work.args), found)
     return made._replace(suggestions=roofline.suggest(made, configfile.flat(config)))
 
 

@@ -22,8 +22,9 @@ class Plan(NamedTuple):
     """A compiled program's figures, each of one chip and one step (or one call of a sampler).
 
     memory: bytes by part, their sum what it takes. refused: by the compiler, which said how much it wants and gave nothing
-    else; then there are no products, messages and times. flops: as written (flops.py). products: of the compiled program, by
-    type. accessed: bytes between HBM and the cores. unknown_loops: counted once, for nobody knows their length.
+    else; then there are no products, messages and times. flops: as written (flops.py), with the padding of convolutions.
+    products: of the compiled program, without it, by type. accessed: bytes between HBM and the cores. unknown_loops: counted
+    once, for nobody knows their length. seconds: of compiling.
     """
 
     name: str

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxdiff as jd
-from jaxdiff import benchmark, build, configfile, guiding, judge, score, tables
+from jaxdiff import build, comparisons, configfile, guiding, judge, score, tables
 from jaxdiff.cli import main
 from jaxdiff.grammar import WAYS_OF_GUIDANCE
 from jaxdiff.run import Run
@@ -437,6 +437,6 @@ def test_an_unknown_method_is_refused():
 
 
 def test_bench_compares_a_guided_call_with_a_plain_one_of_twice_the_batch(run):
-    words = benchmark._guidance_line(run, 4, 0.0).split()
+    words = str(comparisons.guided(run, 4, 0.0)).split()
     assert words[0] == "guidance" and words[2] == "x" and 0.2 < float(words[1]) < 5
     assert "guided call of 4:" in " ".join(words) and "plain one of 8:" in " ".join(words)

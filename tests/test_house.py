@@ -17,8 +17,8 @@ MAY = {
     "types": set(),
     "trees": {"types"},
     "chips": set(),
-    "flops": set(),
-    "hlo": {"flops"},
+    "flops": {"chips"},
+    "hlo": set(),
     "topologies": {"chips"},
     "compiling": {"hlo"},
     "roofline": {"chips", "hlo"},
@@ -40,7 +40,8 @@ MAY = {
 # the floors above may import all that is below them, in this order
 TOP = ["spread", "tables", "configfile", "facts", "build", "latents", "prompts", "guiding", "run", "codec", "caching",
        "feed", "objective", "stages", "fit", "judge", "cas", "realism", "inverse", "autoencoding", "score", "stream",
-       "cascading", "sweeping", "cascade_likelihood", "planning", "benchmark", "commands", "grammar", "cli"]
+       "cascading", "sweeping", "cascade_likelihood", "planning", "stopwatch", "comparisons", "peers", "profiling",
+       "benchmark", "commands", "grammar", "cli"]
 HOMES = {
     "flax": {"networks", "evaluation"},
     "optax": {"training"},
@@ -53,7 +54,9 @@ HOMES = {
     "tensorflow": {"data"},
     "diffrax": {"samplers", "observe"},
     "ml_collections": {"tables", "configfile", "build", "prompts", "run", "codec", "caching", "feed", "objective", "fit",
-                       "judge", "cas", "inverse", "score", "planning", "benchmark", "cli"},
+                       "judge", "cas", "inverse", "score", "planning", "comparisons", "peers", "benchmark", "cli"},
+    "torch": {"evaluation", "peers"},
+    "diffusers": {"peers"},
 }
 
 

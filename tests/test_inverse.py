@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import jaxdiff as jd
-from jaxdiff import benchmark, build, configfile, inverse, objective, score
+from jaxdiff import build, comparisons, configfile, inverse, objective, score
 from jaxdiff.cli import main
 from jaxdiff.feed import open_feed
 
@@ -206,9 +206,9 @@ def test_draws_are_scored_with_their_own_condition(runs):
 def test_bench_measures_a_run_of_two_variables(runs):
     """Its sampler beside the denoiser's calls, and its training step beside CDE's."""
     run = jd.load_run(runs / "cmde")
-    assert "evaluations, 2 samples" in next(benchmark._sampler_lines(run, 2, 0.0))
-    line = benchmark._estimator_line(open_feed(run.config, "nowhere"), 0.0)
-    assert "a training step of cmde" in line and "of cde" in line
+    assert "evaluations, 2 samples" in next(comparisons.sampling(run, 2, 0.0)).text
+    line = comparisons.estimating(open_feed(run.config, "nowhere"), 0.0)
+    assert "a training step of cmde" in line.text and "of cde" in line.text and line.figures["kind"] == "cmde"
 
 
 def test_metrics_of_features_need_features():

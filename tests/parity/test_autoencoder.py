@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff.interop.unet_weights import array, attention, conv, linear, norm
 from jaxdiff.networks import count_params
 from jaxdiff.networks.autoencoder import Autoencoder, kl_to_normal
 from jaxdiff.networks.patch_discriminator import PatchDiscriminator
-from tests.parity.test_networks import array, conv, joined, linear, norm, randomised
+from tests.parity.test_networks import randomised
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -33,14 +34,11 @@ def peer_of(module):
     return randomised(module)
 
 
-def block(m, attention=None):
+def block(m, attends=None):
     p = {"norm_in": norm(m.norm1), "conv_in": conv(m.conv1), "norm_out": norm(m.norm2), "conv_out": conv(m.conv2)}
     if m.conv_shortcut is not None:
         p["skip"] = linear(m.conv_shortcut)
-    if attention is None:
-        return p
-    qkv = joined(attention.to_q, attention.to_k, attention.to_v)
-    return p | {"attention": {"norm": norm(attention.group_norm), "qkv": qkv, "out": linear(attention.to_out[0])}}
+    return p if attends is None else p | {"attention": attention(attends)}
 
 
 def middle(m):

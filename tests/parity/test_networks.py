@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff.interop import unet_params
+from jaxdiff.interop.unet_weights import array, linear, norm
 from jaxdiff.networks import UNet, count_params
 from jaxdiff.networks.attention import CrossAttention, SelfAttention
 from jaxdiff.networks.layers import GroupNorm
@@ -26,81 +28,6 @@ def randomised(module):
             scale = 0.5 if p.ndim < 2 else p[0].numel() ** -0.5
             p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) * scale + (0.5 if p.ndim < 2 else 0))
     return module
-
-
-def array(p):
-    return jnp.asarray(p.detach().numpy())
-
-
-def conv(m):
-    return {"kernel": array(m.weight).transpose(2, 3, 1, 0), "bias": array(m.bias)}
-
-
-def linear(m):
-    weight = array(m.weight)
-    return {"kernel": weight.reshape(weight.shape[:2]).T, "bias": array(m.bias)}  # a 1x1 convolution is one as well
-
-
-def norm(m):
-    return {"GroupNorm_0": {"scale": array(m.weight), "bias": array(m.bias)}}
-
-
-def joined(*ms):
-    return {k: jnp.concatenate([linear(m)[k] for m in ms], axis=-1) for k in ("kernel", "bias")}
-
-
-def res(m):
-    p = {
-        "norm_in": norm(m.norm1),
-        "conv_in": conv(m.conv1),
-        "emb": linear(m.time_emb_proj),
-        "norm_out": norm(m.norm2),
-        "conv_out": conv(m.conv2),
-    }
-    return p if m.conv_shortcut is None else p | {"skip": linear(m.conv_shortcut)}
-
-
-def block(resnet, attention=None):
-    p = {"res": res(resnet)}
-    if attention is None:
-        return p
-    qkv = joined(attention.to_q, attention.to_k, attention.to_v)
-    return p | {"attention": {"norm": norm(attention.group_norm), "qkv": qkv, "out": linear(attention.to_out[0])}}
-
-
-def blocks(prefix, torch_block):
-    attentions = getattr(torch_block, "attentions", None) or [None] * len(torch_block.resnets)
-    pairs = zip(torch_block.resnets, attentions, strict=True)
-    return {f"{prefix}_{j}": block(r, a) for j, (r, a) in enumerate(pairs)}
-
-
-def resampler(m):
-    return block(m) if hasattr(m, "conv1") else {"conv": conv(m.conv)}
-
-
-def unet_params(peer):
-    """Parameters of a diffusers UNet2DModel as our UNet's tree."""
-    time, mid = peer.time_embedding, peer.mid_block
-    encoder = {
-        "stem": conv(peer.conv_in),
-        "time": {"in": linear(time.linear_1), "out": linear(time.linear_2)},
-        "mid_0": block(mid.resnets[0], mid.attentions[0]),
-        "mid_1": block(mid.resnets[1]),
-    }
-    if peer.class_embedding is not None:
-        encoder["class"] = {"table": {"embedding": array(peer.class_embedding.weight)}}
-    decoder = {"head_norm": norm(peer.conv_norm_out), "head": conv(peer.conv_out)}
-    levels = len(peer.down_blocks)
-    for i, down in enumerate(peer.down_blocks):
-        encoder |= blocks(f"down_{i}", down)
-        if down.downsamplers is not None:
-            encoder[f"down_{i}_resample"] = resampler(down.downsamplers[0])
-    for k, up in enumerate(peer.up_blocks):
-        i = levels - 1 - k
-        decoder |= blocks(f"up_{i}", up)
-        if up.upsamplers is not None:
-            decoder[f"up_{i}_resample"] = resampler(up.upsamplers[0])
-    return {"encoder": encoder} | decoder
 
 
 def first_level(down, up):
