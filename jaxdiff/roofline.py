@@ -120,9 +120,9 @@ def _verdict(plan: Plan) -> str:
         return ""
     left = (plan.chip.memory - plan.total) / GIB
     if plan.refused:
-        return f" of {plan.chip.memory / GIB:g}: does not fit, as the compiler says"
-    fits = f"fits, {left:.2f} left" if plan.fits else f"does not fit, {-left:.2f} too many"
-    return f" of {plan.chip.memory / GIB:g}: {fits}"
+        return f" of {plan.chip.memory / GIB:g} GiB: does not fit, as the compiler says"
+    fits = f"fits, {left:.2f} GiB left" if plan.fits else f"does not fit, {-left:.2f} GiB too many"
+    return f" of {plan.chip.memory / GIB:g} GiB: {fits}"
 
 
 def _messages(plan: Plan, a_chip: str) -> list[str]:

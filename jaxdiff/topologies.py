@@ -20,8 +20,9 @@ from jaxdiff.chips import Chip, chip
 
 EXAMPLES = "v4:4x4x4, v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:8x8, or cpu:8 for devices of this machine"
 GENERATIONS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}  # and how many sides a topology of each has
-# what libtpu would otherwise ask the machine and the network for, and complain about
-_QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-16"}
+# what libtpu would otherwise ask the machine and the network for, and complain about; and its lock on TPUs, which none needs
+_QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+          "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 
 class Topology(NamedTuple):
@@ -77,6 +78,8 @@ def _tpus(name: str, count: int) -> tuple[Any, ...]:
     try:
         devices = tuple(topologies.get_topology_desc(platform="tpu", topology_name=name, **how).devices)
     except jax.errors.JaxRuntimeError as error:
+        if "INVALID_ARGUMENT" not in str(error):
+            raise
         raise ValueError(f"--topology is {name!r}, which libtpu does not know ({str(error).splitlines()[0]}); allowed: a "
                          f"name such as {EXAMPLES}") from None
     if len(devices) != count:
