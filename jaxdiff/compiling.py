@@ -1,16 +1,19 @@
 """Compiling ahead of time: a program's memory, traffic and messages on devices that need not be there, kept once found.
 
 A big network takes minutes to compile on one core, and JAX's own cache cannot give back a program for a TPU that is not
-there. So what was found out is kept, in the folder `plans` of `jax_compilation_cache_dir` or in ~/.cache/jaxdiff, by the
-SHA-256 of the lowered program, the topology, the versions of jax and libtpu, and hlo.py.
+there. So what is asked of a compiled program, its optimised HLO among it, is kept in the folder `plans` of
+`jax_compilation_cache_dir`, or in ~/.cache/jaxdiff/plans, under the SHA-256 of the lowered program, the topology and the
+versions of jax and libtpu.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
 import sys
 import threading
@@ -22,8 +25,6 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxdiff import hlo
-
 # of a device's memory, as XLA reports it
 STATS = ("argument", "output", "alias", "temp", "generated_code")
 _REFUSED = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
@@ -32,18 +33,17 @@ _REFUSED = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
 class Compiled(NamedTuple):
     """What a program takes on each device.
 
-    memory: bytes by the words of STATS; {} where the compiler refused it. program: its messages and products, None then.
-    bytes_accessed, flops: by XLA's cost analysis, which counts a loop's body once; 0 where it tells none. refused: bytes
-    (needed, allowed) of a program that does not fit, as the compiler says. seconds: of compiling. kept: it was found before.
+    memory: bytes by the words of STATS; {} where the compiler refused it. flops, accessed: operations and bytes by XLA's
+    cost analysis, which counts a loop's body once. refused: bytes (needed, allowed) of a program that does not fit, as the
+    compiler says. seconds: of compiling. text: optimised HLO, "" of a refused one.
     """
 
     memory: dict[str, int]
-    program: hlo.Program | None
-    bytes_accessed: float
     flops: float
+    accessed: float
     refused: tuple[float, float] | None
     seconds: float
-    kept: bool = False
+    text: str
 
 
 def compiled(lowered: Any, topology: str, progress: bool = True) -> Compiled:
@@ -65,7 +65,7 @@ def compiled(lowered: Any, topology: str, progress: bool = True) -> Compiled:
             if refused is None:
                 raise
             sizes = _size(*refused.group(1, 2)), _size(*refused.group(3, 4))
-            found = Compiled({}, None, 0.0, 0.0, sizes, 0.0)
+            found = Compiled({}, 0.0, 0.0, sizes, 0.0, "")
     found = found._replace(seconds=time.monotonic() - start)
     kept = _write(file, found)
     _say(progress, f"compiled in {found.seconds:.0f} s" + (f"; what it takes is kept in {file}" if kept else ""))
@@ -75,7 +75,7 @@ def compiled(lowered: Any, topology: str, progress: bool = True) -> Compiled:
 def _analysed(program: Any) -> Compiled:
     stats, cost = program.memory_analysis(), program.cost_analysis() or {}
     memory = {name: int(getattr(stats, f"{name}_size_in_bytes")) for name in STATS}
-    return Compiled(memory, hlo.read(program.as_text()), cost.get("bytes accessed", 0.0), cost.get("flops", 0.0), None, 0.0)
+    return Compiled(memory, cost.get("flops", 0.0), cost.get("bytes accessed", 0.0), None, 0.0, program.as_text())
 
 
 def _size(number: str, unit: str) -> float:
@@ -94,28 +94,25 @@ def _file(lowered: Any, topology: str) -> Path:
         libtpu = importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError:
         libtpu = ""
-    reader = Path(hlo.__file__).read_text()  # what is kept is what it read
-    words = "\n".join((topology, jax.__version__, libtpu, reader, text))
-    return folder() / f"{hashlib.sha256(words.encode()).hexdigest()[:32]}.json"
+    words = "\n".join((topology, jax.__version__, libtpu, text))
+    return folder() / f"{hashlib.sha256(words.encode()).hexdigest()[:32]}.json.gz"
 
 
 def _read(file: Path) -> Compiled | None:
     try:
-        held = json.loads(file.read_text())
-        program, refused = held["program"], held["refused"]
-        if program is not None:
-            messages = {kind: hlo.Message(*values) for kind, values in program[0].items()}
-            held["program"] = hlo.Program(messages, *program[1:])
-        return Compiled(**{**held, "refused": refused and tuple(refused), "kept": True})
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or not whole
+        with gzip.open(file, "rt", encoding="utf-8") as opened:
+            held = json.load(opened)
+        return Compiled(**{**held, "refused": held["refused"] and tuple(held["refused"])})
+    except (OSError, EOFError, ValueError, KeyError, TypeError):  # not there, or not whole
         return None
 
 
 def _write(file: Path, found: Compiled) -> bool:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(found._asdict()))
+        part = file.with_suffix(f".{os.getpid()}")
+        with gzip.open(part, "wt", encoding="utf-8", compresslevel=1) as opened:
+            json.dump(found._asdict(), opened)
         part.replace(file)
     except OSError:
         return False

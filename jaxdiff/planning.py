@@ -17,7 +17,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxdiff import build, compiling, configfile, data, flops, objective, prompts, roofline, training
+from jaxdiff import build, compiling, configfile, data, flops, objective, programs, prompts, roofline, training
 from jaxdiff.facts import Facts
 from jaxdiff.latents import Latents, shape_of
 from jaxdiff.roofline import Plan
@@ -92,18 +92,16 @@ def _made(
             "outputs not in place": stats["output"] - stats["alias"],
             "the program itself": stats["generated_code"],
         }
-    program = found.program
-    products = {} if program is None else {dtype: count / work.steps for dtype, count in program.flops.items()}
-    # XLA's analysis takes every loop for one turn; what loops turn over is taken to be as dear in bytes as in products
-    turns = sum(products.values()) / program.once if program and program.once else 1.0
-    messages = {} if program is None else {kind: type(message)(*(value / work.steps for value in message))
-                                           for kind, message in program.messages.items()}
+    program = programs.read(found.text) if found.text else programs.Program({}, {}, 0.0, 0)
+    messages = {kind: programs.Message(*(value / work.steps for value in message))
+                for kind, message in program.messages.items()}
     shape = "x".join(map(str, known.shape))
     described = f"{shape}, " + (f"{known.num_classes} classes" if known.num_classes else "no classes")
     return Plan(
         config.name, work.what, topology.name, mesh.size, topology.chip, dict(mesh.shape), work.examples, work.parameters,
-        described, memory, found.refused is not None, written / mesh.size / work.steps, products,
-        found.bytes_accessed * turns, messages, program.unknown if program else 0, found.seconds,
+        described, memory, found.refused is not None, written / mesh.size / work.steps,
+        {dtype: count / work.steps for dtype, count in program.flops.items()}, program.traffic / work.steps, messages,
+        program.unknown, (found.flops, found.accessed), found.seconds,
     )
 
 

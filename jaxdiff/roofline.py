@@ -1,7 +1,7 @@
 """What a plan says: memory of a chip by part, work and messages of a step, and the least time that a step can take.
 
     compute  FLOPs of the compiled program's products / peak FLOP/s of their type
-    HBM      bytes accessed / HBM bandwidth
+    HBM      bytes read and written / HBM bandwidth
     links    bytes sent / bandwidth of all links of a chip, one way
 
 The longest of the three bounds a step from below (the roofline of Williams et al. 2009, with a third roof), and so the
@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from jaxdiff.chips import GIB, Chip
-from jaxdiff.hlo import Message
+from jaxdiff.programs import Message
 
 ROOFS = ("compute", "HBM", "links")
 
@@ -23,8 +23,9 @@ class Plan(NamedTuple):
 
     memory: bytes by part, their sum what it takes. refused: by the compiler, which said how much it wants and gave nothing
     else; then there are no products, messages and times. flops: as written (flops.py), with the padding of convolutions.
-    products: of the compiled program, without it, by type. accessed: bytes between HBM and the cores. unknown_loops: counted
-    once, for nobody knows their length. seconds: of compiling.
+    products: of the compiled program, without it, by type. traffic: bytes between HBM and the cores. unknown_loops: counted
+    once, for nobody knows their length. analysis: FLOPs and bytes accessed by XLA's cost analysis, of a whole call, a loop's
+    body once. seconds: of compiling.
     """
 
     name: str
@@ -40,9 +41,10 @@ class Plan(NamedTuple):
     refused: bool
     flops: float
     products: dict[str, float]
-    accessed: float
+    traffic: float
     messages: dict[str, Message]
     unknown_loops: int
+    analysis: tuple[float, float]
     seconds: float
     suggestions: tuple[str, ...] = ()
 
@@ -66,7 +68,7 @@ class Plan(NamedTuple):
         names = {"f32": "float32", "f64": "float32"}
         compute = sum(count / self.chip.peak(names.get(dtype, "bfloat16")) for dtype, count in self.products.items())
         sent = sum(message.sent for message in self.messages.values())
-        return dict(zip(ROOFS, (compute, self.accessed / self.chip.bandwidth, sent / self.chip.links), strict=True))
+        return dict(zip(ROOFS, (compute, self.traffic / self.chip.bandwidth, sent / self.chip.links), strict=True))
 
     @property
     def examples_per_second(self) -> float | None:
@@ -109,7 +111,9 @@ def lines(plan: Plan) -> list[str]:
     if not plan.refused:
         types = ", ".join(f"{_scaled(count)} of {dtype}" for dtype, count in sorted(plan.products.items()))
         found.append(f"  {'FLOPs as compiled':36}{_scaled(sum(plan.products.values()))} ({types or 'no products'})")
-        found.append(f"  {'bytes of memory accessed':36}{_scaled(plan.accessed)} (estimate of XLA)")
+        found.append(f"  {'bytes from and to its memory':36}{_scaled(plan.traffic)}")
+        found.append(f"  {'by the analysis of XLA, of a call':36}{_scaled(plan.analysis[0])} FLOPs, "
+                     f"{_scaled(plan.analysis[1])} bytes; a loop's body once, on-chip memory too")
         found += _messages(plan, a_chip)
         found += _bounds(plan)
     return found

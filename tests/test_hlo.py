@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdiff import flops, hlo
+from jaxdiff import flops, programs
 from jaxdiff.chips import V5E, chip
 
 TEXT = """\
@@ -78,16 +78,55 @@ ENTRY %main (p0: f32[3,5], p1: f32[]) -> f32[] {
 
 
 def test_messages_of_a_text_are_those_counted_by_hand():
-    found = hlo.read(TEXT)
+    found = programs.read(TEXT)
     gathered = 8 * (3 + 5) * (2 * 16 * 2) * 8 / 8  # turns of both loops x bytes that a device gives x 8 devices
     assert found.messages == {
-        "all-gather": hlo.Message(8, gathered, gathered * 7 / 8),
-        "all-reduce": hlo.Message(1, 64, 2 * 3 / 4 * 64),  # 15 + 1 float32, over the four of "data"
-        "collective-permute": hlo.Message(1, 32, 32),
-        "reduce-scatter": hlo.Message(1, 64, 7 / 8 * 64),
+        "all-gather": programs.Message(8, gathered, gathered * 7 / 8),
+        "all-reduce": programs.Message(1, 64, 2 * 3 / 4 * 64),  # 15 + 1 float32, over the four of "data"
+        "collective-permute": programs.Message(1, 32, 32),
+        "reduce-scatter": programs.Message(1, 64, 7 / 8 * 64),
     }
     assert found.unknown == 1
-    assert found.flops == {"bf16": 8 * 2 * 4 * 16 * 16} and found.once == 2 * 2 * 4 * 16 * 16
+    assert found.flops == {"bf16": 8 * 2 * 4 * 16 * 16} 
+
+
+MEMORY = """\
+HloModule jit_g, is_scheduled=true
+
+%piece (stack: f32[10,4], i: s32[], row: f32[1,4]) -> f32[10,4] {
+  %stack = f32[10,4] parameter(0)
+  %i = s32[]{:S(6)} parameter(1)
+  %row = f32[1,4] parameter(2)
+  %old = f32[1,4] dynamic-slice(%stack, %i, %i), dynamic_slice_sizes={1,4}
+  %new = f32[1,4] add(%old, %row)
+  ROOT %updated = f32[10,4] dynamic-update-slice(%stack, %new, %i, %i)
+}
+
+ENTRY %main (a: f32[10,4], i: s32[], row: f32[1,4]) -> f32[10,4] {
+  %a = f32[10,4] parameter(0)
+  %i = s32[]{:S(6)} parameter(1)
+  %row = f32[1,4] parameter(2)
+  %fast = (f32[1,4]{1,0:S(1)}, f32[1,4], u32[]{:S(2)}) copy-start(%row)
+  %there = f32[1,4]{1,0:S(1)} copy-done(%fast)
+  %again = f32[1,4]{1,0:S(1)} negate(%there)
+  %back = f32[1,4] exponential(%again)
+  %some = f32[2,4] slice(%a), slice={[0:2], [0:4]}
+  ROOT %out = f32[10,4] fusion(%a, %i, %back), kind=kLoop, calls=%piece
+}
+"""
+
+
+def test_traffic_is_what_goes_between_the_cores_and_the_main_memory():
+    row = 16  # bytes of f32[1,4]
+    # to VMEM, nothing inside of it, back out, a slice read and written, and of a fusion two rows read and one written
+    assert programs.read(MEMORY).traffic == row + 0 + row + 2 * 2 * row + 3 * row
+
+
+def test_traffic_of_a_product_is_its_operands_and_result():
+    a, b = jnp.ones((64, 32)), jnp.ones((32, 48))
+    compiled = jax.jit(jnp.matmul).lower(a, b).compile()
+    wanted = 4 * (64 * 32 + 32 * 48 + 64 * 48)
+    assert programs.read(compiled.as_text()).traffic == wanted == compiled.cost_analysis()["bytes accessed"]
 
 
 @pytest.mark.parametrize(("groups", "size"), [
@@ -97,12 +136,12 @@ def test_messages_of_a_text_are_those_counted_by_hand():
 ])  # fmt: skip
 def test_every_way_of_writing_groups_is_read(groups, size):
     text = TEXT.replace("replica_groups=mesh['data'=4,'fsdp'=2] {'data'}", groups)
-    assert hlo.read(text).messages["all-reduce"].sent == pytest.approx(2 * (size - 1) / size * 64)
+    assert programs.read(text).messages["all-reduce"].sent == pytest.approx(2 * (size - 1) / size * 64)
 
 
 def test_a_text_that_is_no_module_is_refused_in_a_line():
     with pytest.raises(ValueError, match="no ENTRY"):
-        hlo.read("banana")
+        programs.read("banana")
 
 
 def pairs(size, window, out, stride, low, dilation, window_dilation):
@@ -114,7 +153,7 @@ def pairs(size, window, out, stride, low, dilation, window_dilation):
 def test_positions_are_those_counted_one_by_one():
     every = itertools.product((1, 4, 7), (1, 3, 4), (6,), (1, 2), (-1, 0, 2), (1, 2, 3), (1, 2))
     for given in every:
-        assert hlo.positions(*given) == pairs(*given), given
+        assert programs.positions(*given) == pairs(*given), given
 
 
 def conv(x, w, stride=2):
@@ -123,7 +162,7 @@ def conv(x, w, stride=2):
 
 def products(fn, *args):
     """FLOPs of the compiled program."""
-    return sum(hlo.read(jax.jit(fn).lower(*args).compile().as_text()).flops.values())
+    return sum(programs.read(jax.jit(fn).lower(*args).compile().as_text()).flops.values())
 
 
 def test_products_of_compiled_programs_are_those_counted_by_hand():
@@ -143,8 +182,8 @@ def test_products_of_compiled_programs_are_those_counted_by_hand():
 def test_a_loop_counts_as_often_as_it_turns():
     x = jnp.ones((16, 16))
     scan = lambda x: jax.lax.scan(lambda c, _: (jnp.tanh(c @ c), None), x, None, length=7)[0]
-    found = hlo.read(jax.jit(scan).lower(x).compile().as_text())
-    assert sum(found.flops.values()) == 7 * found.once == 7 * 2 * 16**3 and found.unknown == 0
+    found = programs.read(jax.jit(scan).lower(x).compile().as_text())
+    assert sum(found.flops.values()) == 7 * 2 * 16**3 and found.unknown == 0
 
 
 def test_a_gradient_over_four_devices_is_one_message_of_the_gradients_size():
@@ -153,7 +192,7 @@ def test_a_gradient_over_four_devices_is_one_message_of_the_gradients_size():
     w = jax.ShapeDtypeStruct((32, 48), "float32", sharding=whole)
     x = jax.ShapeDtypeStruct((64, 32), "float32", sharding=split)
     fn = jax.jit(jax.grad(lambda w, x: (jnp.tanh(x @ w) ** 2).mean()), out_shardings=whole)
-    found = hlo.read(fn.lower(w, x).compile().as_text())
+    found = programs.read(fn.lower(w, x).compile().as_text())
     assert set(found.messages) == {"all-reduce"}
     assert found.messages["all-reduce"].bytes == 4 * 32 * 48 and found.messages["all-reduce"].sent == 6 * 32 * 48
     assert sum(found.flops.values()) == flops.count(jax.grad(lambda w, x: (jnp.tanh(x @ w) ** 2).mean()), w, x) / 4
