@@ -96,7 +96,7 @@ def _made(
     messages = {kind: programs.Message(*(value / work.steps for value in message))
                 for kind, message in program.messages.items()}
     shape = "x".join(map(str, known.shape))
-    described = f"{shape}, " + (f"{known.num_classes} classes" if known.num_classes else "no classes")
+    described = f"{shape}, " + (f"of {known.num_classes} classes" if known.num_classes else "without classes")
     return Plan(
         config.name, work.what, topology.name, mesh.size, topology.chip, dict(mesh.shape), work.examples, work.parameters,
         described, memory, found.refused is not None, written / mesh.size / work.steps,
@@ -208,7 +208,7 @@ def sampling_work(config: ConfigDict, known: Facts, mesh: Mesh, coder: Latents |
     params = state.ema[name]["ema"]
     call = jax.jit(lambda params, key, cond: draw(params, key, cond or None, num), out_shardings=split)
     parts = {"parameters": params, "conditions": cond}
-    return Work("sampler", call, (params, state.key, cond), parts, num, 1, _count(params))
+    return Work("draw", call, (params, state.key, cond), parts, num, 1, _count(params))
 
 
 def _state(config: ConfigDict, known: Facts, mesh: Mesh) -> tuple[Callable[..., Any], training.TrainState, training.Layout]:

@@ -19,7 +19,7 @@ ROOFS = ("compute", "HBM", "links")
 
 
 class Plan(NamedTuple):
-    """A compiled program's figures, each of one chip and one step (or one call of a sampler).
+    """A compiled program's figures, each of one chip and one step, or of one draw by a sampler.
 
     memory: bytes by part, their sum what it takes. refused: by the compiler, which said how much it wants and gave nothing
     else; then there are no products, messages and times. flops: as written (flops.py), with the padding of convolutions.
@@ -100,7 +100,7 @@ def lines(plan: Plan) -> list[str]:
     found = [
         f"{plan.name} on {plan.topology} ({chips}, {mesh}): a {plan.what} of {plan.examples:,} examples, "
         f"{plan.examples / plan.devices:g} a {a_chip}",
-        f"{plan.parameters:,} parameters; the data: {plan.facts}",
+        f"{plan.parameters:,} parameters; examples of {plan.facts}",
         "",
         f"{f'memory of a {a_chip}':36}{unit:>11}",
     ]
@@ -177,7 +177,7 @@ def suggest(plan: Plan, config: dict[str, Any]) -> tuple[str, ...]:
         wanted = next((n for n in range(ways + 1, plan.devices + 1)
                        if plan.devices % n == 0 and state * ways / n <= plan.chip.memory / 4), plan.devices)
         found.append(f"--config.parallel.fsdp={wanted}, which splits parameters, optimizer and averages over {wanted} chips")
-    if plan.what == "sampler":
+    if plan.what == "draw":
         fewer = max(plan.devices, plan.examples // 2 // plan.devices * plan.devices)
         return (*found, f"--batch_size={fewer}, fewer at once")
     if config.get("network.kind") == "unet" and not config.get("network.remat"):

@@ -110,7 +110,7 @@ def test_what_is_planned_is_what_training_compiles(tmp_path):
 def test_a_sampler_is_planned(plain):
     drawn = planned(sampler=True, evaluate__batch_size=20, sampler__num_steps=3)
     config = points(sampler__num_steps=3)
-    assert drawn.what == "sampler" and drawn.examples == 20 and drawn.memory["parameters"] == 4 * plain.parameters
+    assert drawn.what == "draw" and drawn.examples == 20 and drawn.memory["parameters"] == 4 * plain.parameters
     forward = plain.flops / (16 / 4) / 3 * 5  # of an example; backward is dearer, and Heun makes five calls in three steps
     assert 0.5 * forward < drawn.flops / 5 < 2 * forward and config.sampler.kind == "heun"
     assert drawn.unknown_loops == 0 and drawn.flops == pytest.approx(sum(drawn.products.values()))
