@@ -1,4 +1,4 @@
-"""The command line: `jaxdiff train | sample | evaluate | cascade | likelihood | data | bench`.
+"""The command line: `jaxdiff train | sample | evaluate | cascade | likelihood | data | plan | bench`.
 
 Exit codes: 0 done; 1 the work failed (a loss that is not finite, a full disk); 2 the words were wrong (a flag, a config
 key, a data set, a shape, a checkpoint), said in one line, with every file left as it was; 128 + n stopped by signal n,

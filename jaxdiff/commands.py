@@ -268,10 +268,30 @@ def bench(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     return 0
 
 
+def plan(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    """Print what a config's program takes on a machine that need not be there."""
+    import json
+
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # what is compiled for is not here, and a TPU that is stays free
+    from jaxdiff import configfile, planning, roofline, topologies
+
+    config = configfile.load(args.config, overrides)
+    topology = topologies.open_topology(args.topology)
+    told = planning.Told(args.num_classes, args.latents, args.text_width)
+    found = planning.plan(config, topology, told, args.sampler, args.batch_size, progress=not args.quiet)
+    text = json.dumps(roofline.as_json(found), indent=2)
+    print(text if args.json == "-" else "\n".join(roofline.lines(found)))
+    if args.json not in (None, "-"):
+        Path(args.json).write_text(text + "\n")
+    return 0 if found.fits in (True, None) else 1
+
+
 COMMANDS: dict[str, Callable[..., int]] = {
     "train": train, "sample": sample, "evaluate": evaluate, "cascade": cascade, "likelihood": likelihood,
-    "data": data, "bench": bench,
+    "data": data, "plan": plan, "bench": bench,
 }
 
 
-TAKE_CONFIG = ("train", "bench")
+TAKE_CONFIG = ("train", "plan", "bench")
