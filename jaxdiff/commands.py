@@ -27,16 +27,28 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
 
 def train(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     """Train, resuming by itself, and score the result."""
+    from jaxdiff import training
+
+    training.initialize(args.coordinator, args.num_processes, args.process_id)
+    import jax
+
     from jaxdiff import configfile, fit, judge, score
     from jaxdiff.run import load_run
 
     config = configfile.load(args.config, overrides)
     score.check_words(config)
     outcome = fit.train(config, args.workdir, progress=not args.quiet)
+    first = jax.process_index() == 0  # the one of several processes that speaks
     if outcome.signal is not None:
-        print(f"stopped at step {outcome.step} and saved; the same command goes on from there")
+        if first:
+            print(f"stopped at step {outcome.step} and saved; the same command goes on from there")
         return 128 + outcome.signal
-    print(f"trained to step {outcome.step} in {args.workdir}")
+    if first:
+        print(f"trained to step {outcome.step} in {args.workdir}")
+    if jax.process_count() > 1:
+        if first and not args.no_evaluate:
+            print(f"scores, of one process: jaxdiff evaluate --workdir={args.workdir}")
+        return 0
     if args.no_evaluate:
         return 0
     if config.loss.kind == "classification":
@@ -256,10 +268,30 @@ def bench(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     return 0
 
 
+def plan(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    """Print what a config's program takes on a machine that need not be there."""
+    import json
+
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # what is compiled for is not here, and a TPU that is stays free
+    from jaxdiff import configfile, planning, roofline, topologies
+
+    config = configfile.load(args.config, overrides)
+    topology = topologies.open_topology(args.topology)
+    told = planning.Told(args.num_classes, args.latents, args.text_width)
+    found = planning.plan(config, topology, told, args.sampler, args.batch_size, progress=not args.quiet)
+    text = json.dumps(roofline.as_json(found), indent=2)
+    print(text if args.json == "-" else "\n".join(roofline.lines(found)))
+    if args.json not in (None, "-"):
+        Path(args.json).write_text(text + "\n")
+    return 0 if found.fits in (True, None) else 1
+
+
 COMMANDS: dict[str, Callable[..., int]] = {
     "train": train, "sample": sample, "evaluate": evaluate, "cascade": cascade, "likelihood": likelihood,
-    "data": data, "bench": bench,
+    "data": data, "plan": plan, "bench": bench,
 }
 
 
-TAKE_CONFIG = ("train", "bench")
+TAKE_CONFIG = ("train", "plan", "bench")

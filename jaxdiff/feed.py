@@ -8,6 +8,7 @@ Training and `jaxdiff bench` are fed here, so that what is measured is what is t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -50,8 +51,9 @@ class Feed(NamedTuple):
         return stream
 
     def epoch(self, split: str) -> Callable[[], Iterator[dict[str, Any]]]:
-        """`() -> every example of a split once`, without augmentation."""
+        """`() -> every example of a split once`, without augmentation, all of each batch on every process."""
         pipe = build.pipeline(self.config, build.source(self.config, split), tokenize=self.reader and self.reader.tokens)
+        pipe = replace(pipe, process_index=0, process_count=1)
         wanted = build.batch_keys(self.config, self.known)
 
         def batches() -> Iterator[dict[str, Any]]:

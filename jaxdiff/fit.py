@@ -85,6 +85,7 @@ def _check(config: ConfigDict, workdir: Any, saved: dict[str, Any]) -> training.
     part = config.train
     if Path(workdir).exists() and not Path(workdir).is_dir():
         raise NotADirectoryError(f"workdir is {str(workdir)!r}, a file; allowed: a directory, or a new name")
+    training.check_free(workdir)
     if training.steps(workdir):
         training.check_config(workdir, saved, MAY_CHANGE, tables.base().to_dict())
     for name, least in {"steps": 1, "keep": 1, "preview": 0}.items():
@@ -115,8 +116,8 @@ def _validation(feed: Feed, net: Any, mesh: Mesh | None) -> Any:
     def evaluate(state: training.TrainState, step: int) -> dict[str, float]:
         rows, params = [], {**state.params, name: state.ema[name]["ema"]}
         for i, batch in enumerate(epoch()):
-            part = batch if mesh is None else shared(batch, mesh)
-            rows.append((len(batch["x"]), run(params, state.state, part, jax.random.fold_in(jax.random.key(0), i))))
+            key = jax.random.fold_in(jax.random.key(0), i)
+            rows.append((len(batch["x"]), run(params, state.state, shared(batch, mesh), key)))
         total = sum(n for n, _ in rows)
         return {key: float(sum(n * row[key] for n, row in rows) / total) for key in rows[0][1]}
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -22,7 +21,7 @@ from jaxdiff.losses import variational_bound
 from jaxdiff.realism import real_examples, score_pictures, score_words
 from jaxdiff.run import Run
 from jaxdiff.samplers import bits_per_dim, log_likelihood
-from jaxdiff.spread import Spread
+from jaxdiff.spread import Spread, here, shared
 from jaxdiff.types import Array
 
 IMAGE_METRICS = ("agreement", "frechet", "kid", "precision_recall", "inception_score", "words", "cas")
@@ -250,11 +249,11 @@ def likelihood(
         log_p = log_likelihood(denoise, run.path, x, key, cond or None, hook, trace=trace, num_probes=probes)
         return bits_per_dim(log_p, known.dim, known.levels) if known.levels else -log_p
 
-    values, size = [], min(config.evaluate.batch_size, num)
+    values, size, mesh = [], min(config.evaluate.batch_size, num), here()
     for start in range(0, num, size):
         part = np.arange(start, start + size) % num  # the last batch is filled up, so that one program serves all
-        cond = {name: jnp.asarray(batch[name][part]) for name in keys} or None
-        values.append(np.asarray(per_example(jnp.asarray(batch["x"][part]), cond)))
+        cond = {name: batch[name][part] for name in keys} or None
+        values.append(np.asarray(per_example(*shared((batch["x"][part], cond), mesh))))
     all_ = np.concatenate(values)[:num]
     return {
         "value": float(all_.mean()),

@@ -13,7 +13,7 @@ import pytest
 import jaxdiff as jd
 from jaxdiff import build, comparisons, configfile, guiding, judge, score, tables
 from jaxdiff.cli import main
-from jaxdiff.grammar import WAYS_OF_GUIDANCE
+from jaxdiff.flags import WAYS_OF_GUIDANCE
 from jaxdiff.run import Run
 from tests.conftest import less_optimized
 

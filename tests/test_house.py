@@ -17,7 +17,12 @@ MAY = {
     "types": set(),
     "trees": {"types"},
     "chips": set(),
+    "flops": {"chips"},
     "hlo": set(),
+    "programs": {"hlo"},
+    "topologies": {"chips"},
+    "compiling": set(),
+    "roofline": {"chips", "programs"},
     "sde": {"types", "trees"},
     "networks": {"types", "trees"},
     "data": {"types", "trees"},
@@ -36,8 +41,8 @@ MAY = {
 # the floors above may import all that is below them, in this order
 TOP = ["spread", "tables", "configfile", "facts", "build", "latents", "prompts", "guiding", "run", "codec", "caching",
        "feed", "objective", "stages", "fit", "judge", "cas", "realism", "inverse", "autoencoding", "score", "stream",
-       "cascading", "sweeping", "cascade_likelihood", "planning", "stopwatch", "flops", "comparisons", "peers", "profiling",
-       "benchmark", "commands", "grammar", "cli"]
+       "cascading", "sweeping", "cascade_likelihood", "planning", "stopwatch", "comparisons", "peers", "profiling",
+       "benchmark", "commands", "flags", "grammar", "cli"]
 HOMES = {
     "flax": {"networks", "evaluation"},
     "optax": {"training"},
@@ -50,7 +55,7 @@ HOMES = {
     "tensorflow": {"data"},
     "diffrax": {"samplers", "observe"},
     "ml_collections": {"tables", "configfile", "build", "prompts", "run", "codec", "caching", "feed", "objective", "fit",
-                       "judge", "cas", "inverse", "score", "comparisons", "peers", "benchmark", "cli"},
+                       "judge", "cas", "inverse", "score", "planning", "comparisons", "peers", "benchmark", "cli"},
     "torch": {"evaluation", "peers"},
     "diffusers": {"peers"},
 }

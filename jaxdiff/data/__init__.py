@@ -14,7 +14,7 @@ from jaxdiff.data.pictures import folder
 from jaxdiff.data.pipeline import Pipeline, on_device, pipeline, preview
 from jaxdiff.data.preprocess import Preprocess, scale_dequantised, scale_exact, to_levels
 from jaxdiff.data.records import Columns, Records, Source, Subset
-from jaxdiff.data.sources import SourceInfo, list_sources, open_source, prepare
+from jaxdiff.data.sources import SourceInfo, describe, list_sources, open_source, prepare
 from jaxdiff.data.tasks import Task, edges, given, inpainting, low_resolution, super_resolution
 from jaxdiff.data.tfds_source import tfds_source
 from jaxdiff.data.tokenizer import Tokenizer, Tokens, load_tokenizer, train_tokenizer
@@ -41,6 +41,7 @@ __all__ = [
     "Tokens",
     "arrays",
     "captions",
+    "describe",
     "digits",
     "edges",
     "emoji",

@@ -12,7 +12,7 @@ from jaxdiff.data.memory import arrays, digits, mnist5k, npz
 from jaxdiff.data.pairs import pairs
 from jaxdiff.data.pictures import folder
 from jaxdiff.data.records import Source, check_split
-from jaxdiff.data.tfds_source import prepare_tfds, tfds_source
+from jaxdiff.data.tfds_source import describe_tfds, prepare_tfds, tfds_source
 from jaxdiff.data.toys import gaussians25
 
 
@@ -113,6 +113,13 @@ def list_sources() -> list[SourceInfo]:
         )
         for name, entry in _SOURCES.items()
     ]
+
+
+def describe(spec: str) -> tuple[tuple[int | None, int | None, int | None], int] | None:
+    """What is known of a source that cannot be opened here: its pictures' shape (H, W, C), None where it is not the same in
+    all, and its number of classes; None where nothing is. Only `tfds:NAME` tells. Raises ValueError for an unknown name."""
+    entry, argument = _entry(spec)
+    return describe_tfds(argument) if entry.load is tfds_source else None
 
 
 def prepare(spec: str, data_dir: str | None = None) -> str:

@@ -6,6 +6,7 @@ import difflib
 import itertools
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,22 @@ def tfds_source(
     levels = 256 if first.dtype == np.uint8 else 0
     names = tuple(label.names) if num_classes and label.names else tuple(str(c) for c in range(num_classes))
     return Source(f"tfds:{name}", split, records, first.shape, levels, num_classes, names, has_captions=caption is not None)
+
+
+def describe_tfds(name: str) -> tuple[tuple[int | None, int | None, int | None], int] | None:
+    """The pictures' shape (H, W, C), None where it is not the same in all, and the number of classes of a data set that need
+    not be prepared, as TFDS declares them; nothing is downloaded. None where TFDS declares no `image`, or does not know it.
+    """
+    with tempfile.TemporaryDirectory() as nowhere:
+        try:
+            features = tfds.builder(name, data_dir=nowhere, try_gcs=False).info.features
+        except (tfds.core.DatasetNotFoundError, ValueError, AssertionError, ImportError):
+            return None
+    if "image" not in features:
+        return None
+    classes = getattr(features["label"], "num_classes", None) if "label" in features else None
+    height, width, channels = features["image"].shape
+    return (height, width, channels), int(classes or 0)
 
 
 def prepare_tfds(name: str, data_dir: str | None = None) -> str:

@@ -6,6 +6,7 @@ train(step, state, batches, "runs/one", steps=10_000)
 """
 
 from jaxdiff.training.checkpoint import Checkpoints, read_meta, steps
+from jaxdiff.training.claim import check_free, claim
 from jaxdiff.training.logs import Log
 from jaxdiff.training.loop import NonFiniteLoss, Outcome, train
 from jaxdiff.training.optimizers import Optimizer, learning_rate_schedule, optimizer
@@ -24,6 +25,7 @@ from jaxdiff.training.parallel import (
     shard_batch,
     state_shardings,
 )
+from jaxdiff.training.processes import agreed, everyones, initialize, leave_alone
 from jaxdiff.training.resume import Restored, broken, restore
 from jaxdiff.training.rundir import check_config, versions
 from jaxdiff.training.state import Ema, TrainState, power_gamma
@@ -44,12 +46,18 @@ __all__ = [
     "TrainState",
     "TrainStep",
     "Update",
+    "agreed",
     "batch_sharding",
     "broken",
     "check_config",
+    "check_free",
+    "claim",
     "compiled_step",
+    "everyones",
     "init_state",
+    "initialize",
     "learning_rate_schedule",
+    "leave_alone",
     "make_layout",
     "make_mesh",
     "make_multi_step",

@@ -100,6 +100,11 @@ class Checkpoints:
         if step is not None and jax.process_index() == 0:
             write_json(self.directory / str(step) / FILES, sizes_of(self.directory / str(step)))
 
+    def seal(self) -> None:
+        """`wait`, but only where nothing is to be waited for: a save that is done, or has failed, is known as such."""
+        if self._unsealed is not None and not self._orbax.is_saving_in_progress():
+            self.wait()
+
     def close(self) -> None:
         """`wait`, then give back Orbax's threads."""
         try:

@@ -1,10 +1,12 @@
 """Where a run writes what it sees: `metrics.jsonl`, TensorBoard, and pictures under `samples/`.
 
-Only process 0 writes. After a resume the rows beyond the restored step are taken out, so that no step is told twice.
+Only process 0 writes. After a resume the rows beyond the restored step are taken out, so that no step is told twice;
+TensorBoard, whose files only grow, is told to forget what came after it (`purge_step`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -32,11 +34,15 @@ class Log:
             self._board = SummaryWriter(str(self._directory / "tensorboard"), purge_step=start + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One row of finite numbers, flushed at once."""
+        """One row of finite numbers, flushed at once. Raises OSError, in words, where it cannot be written."""
         if self._writes:
             values = {k: float(v) for k, v in values.items() if math.isfinite(v)}
-            self._rows.write(json.dumps({"step": step, **values}) + "\n")
-            self._rows.flush()
+            try:
+                self._rows.write(json.dumps({"step": step, **values}) + "\n")
+                self._rows.flush()
+            except OSError as error:
+                raise OSError(f"could not write the row of step {step} to {self._directory / _ROWS} ({error.strerror}); "
+                              "the checkpoints are untouched; free some space and run again") from None
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
@@ -62,10 +68,11 @@ class Log:
     def __enter__(self) -> Log:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._writes:
-            self._rows.close()
-            self._board.close()
+            for file in (self._rows, self._board):  # behind another error, that these fail too must not hide it
+                with contextlib.suppress(OSError) if kind is not None else contextlib.nullcontext():
+                    file.close()
 
 
 def _cut(path: Path, start: int) -> None:

@@ -17,9 +17,11 @@ from tqdm import tqdm
 
 from jaxdiff.training.checkpoint import Checkpoints
 from jaxdiff.training.checkpoint import steps as saved_steps
+from jaxdiff.training.claim import claim
 from jaxdiff.training.logs import Log
 from jaxdiff.training.meter import Meter
 from jaxdiff.training.parallel import Layout, compiled_step, place_batch, place_state
+from jaxdiff.training.processes import agreed
 from jaxdiff.training.resume import restore, set_aside
 from jaxdiff.training.rundir import check_config, write_run_files
 from jaxdiff.training.signals import Leave
@@ -86,73 +88,78 @@ def train(
     steps_per_dispatch: steps that one call of the device runs; it must divide `steps` and the three intervals.
     layout: train over its devices; a checkpoint of any layout, or of none, is resumed under any other.
 
-    SIGINT and SIGTERM save and end with `Outcome.signal` set. With several processes they agree at log steps.
-    Raises NonFiniteLoss at a NaN, ValueError for another config in `workdir` or bad intervals, RuntimeError where
-    `batches` ends early or the last save fails; older checkpoints stay whatever happens.
+    SIGINT and SIGTERM save and end with `Outcome.signal` set; of several processes one that receives it is enough, and all
+    leave at the same step, seconds later (signals.py). A row is logged at every save too, so that the rows after a resume
+    are means over the same steps as without a stop.
+    Raises NonFiniteLoss at a NaN, ValueError for another config in `workdir`, another training there or bad intervals,
+    OSError where `workdir` cannot be written, RuntimeError where `batches` ends early or a save fails; older checkpoints
+    stay whatever happens.
     """
     _check_intervals(steps_per_dispatch, steps=steps, log=log_every, eval=eval_every, checkpoint=checkpoint_every)
     config = dict(config or {})
-    found = saved_steps(workdir)
-    if found:
+    if agreed(saved_steps(workdir)):
         check_config(workdir, config, may_change, defaults)
-    if layout is not None:
-        state = place_state(state, layout)
-    start = 0
-    if found:
-        start, state = _resume(workdir, state)
-    write_run_files(workdir, config)
-    if start >= steps:
-        return Outcome(state, start, None, {})
+    with claim(workdir):
+        if layout is not None:
+            state = place_state(state, layout)
+        start = 0
+        if agreed(saved_steps(workdir)):
+            start, state = _resume(workdir, state)
+        write_run_files(workdir, config)
+        if start >= steps:
+            return Outcome(state, start, None, {})
 
-    step = compiled_step(step_fn, state, layout, steps_per_dispatch)
-    source = _dispatches(batches(start), steps_per_dispatch, layout, start)
-    meter = Meter(examples_per_step, steps_per_dispatch)
-    latest: dict[str, float] = {}
-    with (
-        Leave() as leave,
-        Log(workdir, start) as log,
-        Checkpoints(workdir, keep, best_metric, best_mode, config) as saves,
-        tqdm(
-            total=steps,
-            initial=start,
-            disable=not progress or jax.process_index() > 0,
-            mininterval=0.5 if sys.stderr.isatty() else 10.0,
-            bar_format="{percentage:3.0f}% |{bar:20}| {n}/{total} [{elapsed}<{remaining}{postfix}]",
-        ) as bar,
-    ):
-        saved = start or None
+        step = compiled_step(step_fn, state, layout, steps_per_dispatch)
+        source = _dispatches(batches(start), steps_per_dispatch, layout, start)
+        meter = Meter(examples_per_step, steps_per_dispatch)
+        latest: dict[str, float] = {}
+        with (
+            Leave() as leave,
+            Log(workdir, start) as log,
+            Checkpoints(workdir, keep, best_metric, best_mode, config) as saves,
+            tqdm(
+                total=steps,
+                initial=start,
+                disable=not progress or jax.process_index() > 0,
+                mininterval=0.5 if sys.stderr.isatty() else 10.0,
+                bar_format="{percentage:3.0f}% |{bar:20}| {n}/{total} [{elapsed}<{remaining}{postfix}]",
+            ) as bar,
+        ):
+            saved = start or None
 
-        def stop_if_bad() -> None:
-            """No evaluation and no save behind a step that was not finite."""
-            if (bad := meter.first_bad()) is not None:
-                raise NonFiniteLoss(bad, saved, workdir)
+            def stop_if_bad() -> None:
+                """No evaluation and no save behind a step that was not finite."""
+                if (bad := meter.first_bad()) is not None:
+                    raise NonFiniteLoss(bad, saved, workdir)
 
-        for n in range(start + steps_per_dispatch, steps + 1, steps_per_dispatch):
-            state, metrics = step(state, next(source))
-            meter.add(n, metrics)
-            bar.update(steps_per_dispatch)
-            due = lambda every, n=n: n == steps or n % every == 0
-            # Processes may receive a signal steps apart, so several of them stop only where all can agree.
-            signal = leave.agreed() if jax.process_count() == 1 or due(log_every) else None
-            if due(log_every) or signal:
-                stop_if_bad()
-                latest = meter.read() | {f"schedule/{k}": float(rate(n - 1)) for k, rate in (schedules or {}).items()}
-                log.scalars(n, latest)
-                bar.set_postfix_str(_summary(latest), refresh=False)
-            scores: dict[str, float] = {}
-            if due(eval_every) and not signal:
-                stop_if_bad()
-                with meter.paused():
-                    scores = _evaluate(evaluate, preview, state, n, log)
-            if due(checkpoint_every) or signal or (best_metric in scores):
-                stop_if_bad()
-                with meter.paused():
-                    _save(saves, n, state, latest | scores, leaving=n == steps or signal is not None)
-                saved = n
-            if signal:
-                return Outcome(state, n, signal, latest)
-            latest |= scores if n == steps else {}
-    return Outcome(state, steps, None, latest)
+            for n in range(start + steps_per_dispatch, steps + 1, steps_per_dispatch):
+                state, metrics = step(state, next(source))
+                meter.add(n, metrics)
+                bar.update(steps_per_dispatch)
+                due = lambda every, n=n: n == steps or n % every == 0
+                waits = due(log_every) or due(eval_every) or due(checkpoint_every)
+                signal = leave.agreed(now=waits)
+                saves_best = best_metric is not None and due(eval_every)
+                if due(log_every) or due(checkpoint_every) or saves_best or signal:
+                    stop_if_bad()
+                    _seal(saves)
+                    latest = meter.read() | {f"schedule/{k}": float(rate(n - 1)) for k, rate in (schedules or {}).items()}
+                    log.scalars(n, latest)
+                    bar.set_postfix_str(_summary(latest), refresh=False)
+                scores: dict[str, float] = {}
+                if due(eval_every) and not signal:
+                    stop_if_bad()
+                    with meter.paused():
+                        scores = _evaluate(evaluate, preview, state, n, log)
+                if due(checkpoint_every) or signal or (best_metric in scores):
+                    stop_if_bad()
+                    with meter.paused():
+                        _save(saves, n, state, latest | scores, leaving=n == steps or signal is not None)
+                    saved = n
+                if signal:
+                    return Outcome(state, n, signal, latest)
+                latest |= scores if n == steps else {}
+        return Outcome(state, steps, None, latest)
 
 
 def _resume(workdir: str | os.PathLike, state: TrainState) -> tuple[int, TrainState]:
@@ -191,17 +198,32 @@ def _evaluate(evaluate: Any, preview: Any, state: TrainState, step: int, log: Lo
     return scores
 
 
+def _seal(saves: Checkpoints) -> None:
+    """Hear of a save that failed behind as soon as a row is due, and not an interval later."""
+    try:
+        saves.seal()
+    except Exception as error:
+        raise _unsaved("a checkpoint", saves, error) from error
+
+
 def _save(saves: Checkpoints, step: int, state: TrainState, metrics: dict[str, float], leaving: bool) -> None:
+    _seal(saves)
     try:
         saves.save(step, state, metrics)
         if leaving:
             saves.wait()
     except Exception as error:
-        kept = saved_steps(saves.directory.parent)
-        raise RuntimeError(
-            f"could not save step {step} in {saves.directory} ({str(error).splitlines()[0]}); "
-            f"the older ones are untouched ({', '.join(map(str, kept)) or 'none'}); free some space and run again"
-        ) from error
+        raise _unsaved(f"step {step}", saves, error) from error
+
+
+def _unsaved(what: str, saves: Checkpoints, error: Exception) -> RuntimeError:
+    kept = ", ".join(map(str, saved_steps(saves.directory.parent))) or "none"
+    reason = " ".join(str(error).split())
+    reason = reason if len(reason) < 300 else f"{reason[:100]} ... {reason[-180:]}"  # the cause comes last
+    return RuntimeError(
+        f"could not save {what} in {saves.directory} ({reason}); "
+        f"the older ones are untouched ({kept}); free some space and run again"
+    )
 
 
 def _summary(metrics: Mapping[str, float]) -> str:

@@ -28,6 +28,7 @@ from jaxdiff.training.checkpoint import (
     sizes_of,
     steps,
 )
+from jaxdiff.training.processes import agreed, everyones
 from jaxdiff.training.state import TrainState
 from jaxdiff.types import Tree
 
@@ -51,6 +52,8 @@ def restore(
     what: "all" fills a TrainState shaped, typed and sharded `like` the one given (its arrays may be abstract);
         "ema" gives {network: {name: tree}} and "params" {network: tree}, on this process's first device.
 
+    "all" is read by all processes together: which checkpoints there are and whole is what process 0 sees, and one that any
+    of them cannot read is passed over by all. The others are each process's own affair.
     A broken checkpoint is passed over with a warning for the one before it. Raises FileNotFoundError where none is left
     (or `step` is not there), and ValueError where a checkpoint holds other arrays than `like`.
     """
@@ -58,21 +61,27 @@ def restore(
         raise ValueError(f"restore got what='{what}'; allowed: {', '.join(WHAT)}")
     if what == "all" and like is None:
         raise ValueError("restore of 'all' needs like=, a TrainState of the same shapes; or ask for what='ema'")
-    found = steps(workdir)
+    together = agreed if what == "all" else lambda value: value
+    found = together(steps(workdir))
     if not found:
         raise FileNotFoundError(f"no checkpoint in {directory_of(workdir)}; train there first, or name another workdir")
     if step is not None and step not in found:
         raise FileNotFoundError(f"no checkpoint of step {step} in {directory_of(workdir)}; it has {_list(found)}")
     reasons = []
     for n in reversed(found) if step is None else [step]:
-        reason = broken(workdir, n)
+        reason = together(broken(workdir, n))
         if reason is None:
+            read: Restored | None = None
             try:
-                return _read(directory_of(workdir), n, what, like)
+                read = _read(directory_of(workdir), n, what, like)
             except _Mismatch as error:
                 raise ValueError(str(error)) from None
             except Exception as error:  # whatever the storage layer makes of damaged bytes
                 reason = f"unreadable ({type(error).__name__}: {str(error).splitlines()[0][:160]})"
+            failed = any(everyones(read is None)) if what == "all" else read is None
+            if read is not None and not failed:
+                return read
+            reason = reason or "unreadable for another process"
         reasons.append(f"step {n} is {reason}")
         _log.warning("passing over the checkpoint of step %d in %s: it is %s", n, directory_of(workdir), reason)
     raise FileNotFoundError(

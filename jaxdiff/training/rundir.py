@@ -6,6 +6,7 @@ workdir/
   checkpoints/       one directory a step (checkpoint.py)
   metrics.jsonl      a row a log step; tensorboard/ holds the same, and pictures
   samples/           a picture an evaluation
+  .lock              held by the training that is under way (claim.py)
 """
 
 from __future__ import annotations

@@ -1,17 +1,15 @@
-"""One of two processes that train together: python -m tests.training.peer PROCESS PORT WORKDIR."""
+"""One of two tasks of Slurm's, as its environment says, that train together: python -m tests.training.peer WORKDIR."""
 
 import sys
 
 import jax
 
+from jaxdiff.training import Layout, initialize, make_mesh, train
+from tests.training import toy
+
 if __name__ == "__main__":
-    process, port, workdir = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-    jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
-
-    from jaxdiff.training import Layout, make_mesh, train
-    from tests.training import toy
-
-    half = toy.B // 2
+    initialize(timeout=60)
+    workdir, process, half = sys.argv[1], jax.process_index(), toy.B // 2
     mine = lambda batch: {k: v[process * half : (process + 1) * half] for k, v in batch.items()}
     for steps in (3, 6):  # the second call resumes
         options = {"layout": Layout(make_mesh()), "log_every": 2, "checkpoint_every": 3, "progress": False}

@@ -1,5 +1,6 @@
 """The loop: resuming equals never having stopped; signals, NaN and full disks lose nothing; it says what it does."""
 
+import itertools
 import json
 import os
 import signal
@@ -58,6 +59,7 @@ def test_resumed_is_uninterrupted(whole, tmp_path):
     toy.same(second.state, whole[1].state)
     toy.same(restore(tmp_path, like=toy.fresh()).tree, restore(whole[0], like=toy.fresh()).tree)
     assert [r["step"] for r in rows(tmp_path)] == [2, 4, 5, 6, 8, 10]
+    assert [r["net/loss"] for r in rows(tmp_path)] == [r["net/loss"] for r in rows(whole[0])]
     again = run(tmp_path, 10)  # all done: nothing happens
     assert again.step == 10 and len(rows(tmp_path)) == 6
     toy.same(again.state, whole[1].state)
@@ -79,7 +81,8 @@ def test_rows_are_means_over_the_steps_between(whole):
         state, metrics = step(state, toy.batch(n))
         losses.append(float(metrics["net/loss"]))
     got = [r["net/loss"] for r in rows(whole[0])]
-    np.testing.assert_allclose(got, np.reshape(losses, (5, 2)).mean(1), rtol=1e-6)
+    ends = [0, 2, 4, 5, 6, 8, 10]  # every two steps, and at the save of step 5
+    np.testing.assert_allclose(got, [np.mean(losses[a:b]) for a, b in itertools.pairwise(ends)], rtol=1e-6)
     assert all(r["steps_per_s"] > 0 for r in rows(whole[0]))
     assert json.loads((whole[0] / "config.json").read_text()) == {"lr": 0.01}
     assert json.loads((whole[0] / "versions.json").read_text())["jax"] == jax.__version__
@@ -257,6 +260,8 @@ def test_sigterm_saves_and_a_rerun_resumes(tmp_path):
 def test_kill_9_loses_at_most_the_steps_since_the_last_save(tmp_path):
     process = child(tmp_path)
     wait_for(lambda: len(steps(tmp_path)) >= 2, process)
+    with pytest.raises(ValueError, match=f"process {process.pid} on .* is training in"):
+        run(tmp_path, 5, config={"seed": 0})
     process.kill()
     process.communicate(timeout=60)
     left = steps(tmp_path)[-1]
@@ -266,15 +271,17 @@ def test_kill_9_loses_at_most_the_steps_since_the_last_save(tmp_path):
 
 
 def test_two_processes_are_one(tmp_path):
-    """Two processes of two devices each, saving and resuming together, equal one process without a mesh."""
+    """Two tasks of Slurm's with two devices each, saving and resuming together, equal one process without a mesh."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    words = lambda i: [sys.executable, "-m", "tests.training.peer", str(i), port, str(tmp_path)]
-    peers = [subprocess.Popen(words(i), cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) for i in range(2)]
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2", "JAX_COORDINATOR_PORT": port}
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"} | slurm
+    task = lambda i: env | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
+    words = [sys.executable, "-m", "tests.training.peer", str(tmp_path)]
+    peers = [subprocess.Popen(words, cwd=ROOT, env=task(i), stdout=subprocess.PIPE, text=True) for i in range(2)]
     try:
-        said = [peer.communicate(timeout=90)[0] for peer in peers]
+        said = [peer.communicate(timeout=300)[0] for peer in peers]
     finally:
         for peer in peers:
             peer.kill()
