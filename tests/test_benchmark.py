@@ -196,8 +196,9 @@ def test_the_twin_is_the_same_network(style):
     np.testing.assert_allclose(got, want.numpy().transpose(0, 2, 3, 1), atol=1e-5)
 
 
-def test_beside_torch(capsys):
+def test_beside_torch(capsys, monkeypatch):
     """Equal answers, equal losses over a step of Adam, and the ratios of both."""
+    monkeypatch.setenv("NPROC", "1")
     pytest.importorskip("diffusers")
     code, out, err = call(capsys, *TINY, "--compare=torch", "--seconds=0.01", "--json")
     assert code == 0, err
@@ -262,8 +263,9 @@ def parts(monkeypatch):
     return importlib.import_module("parts")
 
 
-def test_parts_of_a_step_beside_torch(parts, capsys):
+def test_parts_of_a_step_beside_torch(parts, capsys, monkeypatch):
     """A row for each part of a level, which the script has compared before it times it."""
+    monkeypatch.setenv("NPROC", "1")  # torch's threads wait for each other by spinning, beside a second worker for long
     parts.main(["--channels", "8", "--sides", "4", "--batch", "2", "--head_channels", "4", "--seconds", "0.001"])
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[3:]]
     names = [row[0].strip() for row in rows]

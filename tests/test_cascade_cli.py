@@ -16,7 +16,7 @@ from jaxdiff.judge import Judge
 from jaxdiff.run import load_run
 from tests.conftest import less_optimized
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 WORDS = "data=digits,sides=4+8,smoke"

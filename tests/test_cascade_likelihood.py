@@ -19,7 +19,7 @@ from jaxdiff.losses import truncated_bound, variational_bound
 from jaxdiff.run import Run
 from jaxdiff.trees import expand
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NUM = 1000

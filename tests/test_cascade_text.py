@@ -12,7 +12,7 @@ from jaxdiff.evaluation import captioned_rows, columns_picture
 from jaxdiff.judge import Judge
 from tests.conftest import ROOT, less_optimized
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 
 SMALL = ["--config.data.options.captions=True", "--config.data.channels=3", "--config.network.channel_mult=1,",
          "--config.network.attention_resolutions=4,8", "--config.train.preview=0", "--config.optimizer.learning_rate=0.03",

@@ -16,7 +16,7 @@ from jaxdiff.run import load_run
 from jaxdiff.trees import clock
 from tests.conftest import load
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 METHODS = ("ddpm", "iddpm", "score_vp", "score_ve", "subvp", "edm", "flow")

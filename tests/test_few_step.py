@@ -11,7 +11,7 @@ from jaxdiff.cli import main
 from jaxdiff.facts import Facts
 from tests.test_configs import CONFIGS, FEW_STEPS, load
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 
 
 @pytest.mark.parametrize("size", ["full", "smoke"])

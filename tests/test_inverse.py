@@ -14,7 +14,7 @@ from jaxdiff import build, comparisons, configfile, inverse, objective, score
 from jaxdiff.cli import main
 from jaxdiff.feed import open_feed
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SMALL = ["--config.network.channel_mult=1,", "--config.network.attention_resolutions=()", "--config.train.preview=0",

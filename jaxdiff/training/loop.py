@@ -99,9 +99,9 @@ def train(
     config = dict(config or {})
     if agreed(saved_steps(workdir)):
         check_config(workdir, config, may_change, defaults)
+    if layout is not None:
+        state = place_state(state, layout)
     with claim(workdir):
-        if layout is not None:
-            state = place_state(state, layout)
         start = 0
         if agreed(saved_steps(workdir)):
             start, state = _resume(workdir, state)
