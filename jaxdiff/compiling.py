@@ -27,21 +27,24 @@ from jax.experimental.compilation_cache import compilation_cache
 
 # of a device's memory, as XLA reports it
 STATS = ("argument", "output", "alias", "temp", "generated_code")
-_REFUSED = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
+# libtpu's two ways of saying that memory does not do: by all that the program takes, and by its temporaries alone
+_REFUSED = {"all": re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm"),
+            "temporaries": re.compile(r"required for HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM")}
 
 
 class Compiled(NamedTuple):
     """What a program takes on each device.
 
     memory: bytes by the words of STATS; {} where the compiler refused it. flops, accessed: operations and bytes by XLA's
-    cost analysis, which counts a loop's body once. refused: bytes (needed, allowed) of a program that does not fit, as the
-    compiler says. seconds: of compiling. text: optimised HLO, "" of a refused one.
+    cost analysis, which counts a loop's body once. refused: bytes that a program that does not fit wants, as the compiler
+    says: of "all" or of "temporaries" alone; {} of one that was compiled. seconds: of compiling. text: optimised HLO, ""
+    of a refused one.
     """
 
     memory: dict[str, int]
     flops: float
     accessed: float
-    refused: tuple[float, float] | None
+    refused: dict[str, float]
     seconds: float
     text: str
 
@@ -61,11 +64,10 @@ def compiled(lowered: Any, topology: str, progress: bool = True) -> Compiled:
         try:
             found = _analysed(lowered.compile())
         except jax.errors.JaxRuntimeError as error:
-            refused = _REFUSED.search(str(error))
-            if refused is None:
+            refused = {what: _size(*said.groups()) for what, way in _REFUSED.items() if (said := way.search(str(error)))}
+            if not refused:
                 raise
-            sizes = _size(*refused.group(1, 2)), _size(*refused.group(3, 4))
-            found = Compiled({}, 0.0, 0.0, sizes, 0.0, "")
+            found = Compiled({}, 0.0, 0.0, refused, 0.0, "")
     found = found._replace(seconds=time.monotonic() - start)
     kept = _write(file, found)
     _say(progress, f"compiled in {found.seconds:.0f} s" + (f"; what it takes is kept in {file}" if kept else ""))
@@ -75,7 +77,7 @@ def compiled(lowered: Any, topology: str, progress: bool = True) -> Compiled:
 def _analysed(program: Any) -> Compiled:
     stats, cost = program.memory_analysis(), program.cost_analysis() or {}
     memory = {name: int(getattr(stats, f"{name}_size_in_bytes")) for name in STATS}
-    return Compiled(memory, cost.get("flops", 0.0), cost.get("bytes accessed", 0.0), None, 0.0, program.as_text())
+    return Compiled(memory, cost.get("flops", 0.0), cost.get("bytes accessed", 0.0), {}, 0.0, program.as_text())
 
 
 def _size(number: str, unit: str) -> float:
@@ -101,8 +103,7 @@ def _file(lowered: Any, topology: str) -> Path:
 def _read(file: Path) -> Compiled | None:
     try:
         with gzip.open(file, "rt", encoding="utf-8") as opened:
-            held = json.load(opened)
-        return Compiled(**{**held, "refused": held["refused"] and tuple(held["refused"])})
+            return Compiled(**json.load(opened))
     except (OSError, EOFError, ValueError, KeyError, TypeError):  # not there, or not whole
         return None
 

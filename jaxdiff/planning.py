@@ -83,12 +83,13 @@ def _made(
     memory = {name: bytes_of(tree) for name, tree in work.parts.items()}
     held = sum(memory.values())
     if found.refused:
-        memory["activations and all else"] = int(found.refused[0]) - held
+        wanted = found.refused.get("temporaries", found.refused.get("all", 0.0) - held)
+        memory[roofline.TEMPORARIES] = int(wanted)
     else:
         stats = found.memory
         memory |= {
             "padding, less arguments not read": stats["argument"] - held,
-            "activations, gradients, temporaries": stats["temp"],
+            roofline.TEMPORARIES: stats["temp"],
             "outputs not in place": stats["output"] - stats["alias"],
             "the program itself": stats["generated_code"],
         }
@@ -99,7 +100,7 @@ def _made(
     described = f"{shape}, " + (f"of {known.num_classes} classes" if known.num_classes else "without classes")
     return Plan(
         config.name, work.what, topology.name, mesh.size, topology.chip, dict(mesh.shape), work.examples, work.parameters,
-        described, memory, found.refused is not None, written / mesh.size / work.steps,
+        described, memory, bool(found.refused), written / mesh.size / work.steps,
         {dtype: count / work.steps for dtype, count in program.flops.items()}, program.traffic / work.steps, messages,
         program.unknown, (found.flops, found.accessed), found.seconds,
     )

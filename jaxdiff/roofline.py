@@ -16,6 +16,7 @@ from jaxdiff.chips import GIB, Chip
 from jaxdiff.programs import Message
 
 ROOFS = ("compute", "HBM", "links")
+TEMPORARIES = "activations, gradients, temporaries"
 
 
 class Plan(NamedTuple):
@@ -186,7 +187,10 @@ def suggest(plan: Plan, config: dict[str, Any]) -> tuple[str, ...]:
         found.append("--config.network.dtype=bfloat16, which halves activations")
     done = int(config.get("train.accumulate") or 1)
     each = plan.examples // plan.devices
-    more = next((n for n in range(done + 1, each + 1) if each % n == 0), None)
-    if more is not None:
+    parts, held = plan.memory.get(TEMPORARIES, 0), plan.total - plan.memory.get(TEMPORARIES, 0)
+    enough = lambda n: held + parts * done / n <= 0.9 * plan.chip.memory if plan.chip else True
+    ways_on = [n for n in range(done + 1, each + 1) if each % n == 0]
+    if ways_on:
+        more = next(filter(enough, ways_on), ways_on[-1])
         found.append(f"--config.train.accumulate={more}, parts of a batch one after another")
     return (*found, "more chips, or a smaller --config.data.batch_size")

@@ -138,14 +138,14 @@ def test_the_longest_of_three_times_bounds_a_step(plain):
 
 
 def test_what_does_not_fit_is_told_how_to(plain):
-    heavy = on_chips(plain, memory={"parameters": 10 * 2**30, "activations": 8 * 2**30}, examples=64)
+    heavy = on_chips(plain, memory={"parameters": 10 * 2**30, roofline.TEMPORARIES: 8 * 2**30}, examples=64)
     assert heavy.fits is False
     words = {"network.kind": "unet", "network.remat": False, "network.dtype": None, "train.accumulate": 1}
     mended = " ".join(roofline.suggest(heavy, words))
     for word in ("parallel.fsdp=4", "network.remat=True", "network.dtype=bfloat16", "train.accumulate=2"):
         assert word in mended
-    light = roofline.suggest(on_chips(plain, memory={"parameters": 2**20, "activations": 2**35}), words)
-    assert "fsdp" not in " ".join(light)
+    light = roofline.suggest(on_chips(plain, memory={"parameters": 2**20, roofline.TEMPORARIES: 2**35}, examples=64), words)
+    assert "fsdp" not in " ".join(light) and "train.accumulate=4" in " ".join(light)  # 8 GiB at once
     done = roofline.suggest(heavy, words | {"network.remat": True, "network.dtype": "bfloat16"})
     assert "remat" not in " ".join(done) and "bfloat16" not in " ".join(done)
 
@@ -153,31 +153,45 @@ def test_what_does_not_fit_is_told_how_to(plain):
 class Refusing:
     """A lowered program that libtpu finds too large, in its words."""
 
+    def __init__(self, words):
+        self.words = words
+
     def compiler_ir(self, _):
         return self
 
     operation = property(lambda self: self)
 
     def get_asm(self, **_):
-        return "too large"
+        return self.words
 
     def compile(self):
-        raise jax.errors.JaxRuntimeError(
-            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G of "
-            "15.75G hbm. Exceeded hbm capacity by 4.75G.")  # fmt: skip
+        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {self.words}")
 
 
-def test_a_refused_program_is_a_plan_that_does_not_fit(plain):
-    found = compiling.compiled(Refusing(), "v5e:2x2", progress=False)
-    assert found.refused == (20.5 * 2**30, 15.75 * 2**30)
+@pytest.mark.parametrize(("words", "of"), [
+    ("XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm "
+     "capacity by 4.75G.", "all"),
+    ("E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO temporaries (20.50G) exceeds "
+     "available HBM (15.75G). HLO module: jit_train_step.", "temporaries"),
+])  # fmt: skip
+def test_a_refused_program_is_a_plan_that_does_not_fit(plain, words, of):
+    found = compiling.compiled(Refusing(words), "v5e:2x2", progress=False)
+    assert found.refused == {of: 20.5 * 2**30} and compiling.compiled(Refusing(words), "v5e:2x2", progress=False) == found
     config = points()
     known, _ = planning.facts(config)
     devices = open_topology("cpu:4").devices
     mesh = planning.mesh_of(config, devices)
     work = planning.training_work(config, known, mesh)
     plan = planning._made(config, Topology("v5e:2x2", devices, V5E), mesh, known, work, 1.0, found)
-    assert plan.fits is False and plan.total == 20.5 * 2**30 and plan.memory["parameters"] == plain.memory["parameters"]
+    held = sum(planning.bytes_of(tree) for tree in work.parts.values())
+    assert plan.fits is False and plan.total == 20.5 * 2**30 + held * (of == "temporaries")
+    assert plan.memory["parameters"] == plain.memory["parameters"]
     assert "does not fit" in "\n".join(roofline.lines(plan)) and json.dumps(roofline.as_json(plan))
+
+
+def test_a_program_that_fails_otherwise_says_why():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="out of ideas"):
+        compiling.compiled(Refusing("the compiler is out of ideas"), "v5e:2x2", progress=False)
 
 
 def test_facts_come_from_words_where_data_are_not():
