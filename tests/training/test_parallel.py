@@ -206,7 +206,7 @@ def points(workdir, words="", **overrides):
 def test_a_run_changes_its_layout_as_it_goes(tmp_path):
     """Through the configs: pmap, then a grid with fsdp, then a grid by rules, beside a run that never changed."""
     want = points(tmp_path / "one", train__steps=6, parallel__data=4)
-    for steps, how in ((2, {"parallel__kind": "pmap", "train__preview": 6}),
+    for steps, how in ((2, {"parallel__kind": "pmap", "train__preview": 6, "train__steps_per_dispatch": 2}),
                        (4, {"parallel__fsdp": 2, "parallel__min_size": 0}),
                        (6, {"parallel__fsdp": 4, "parallel__rules": r"params/.*(in|out)_\d/kernel:-1,.:none"})):
         got = points(tmp_path / "two", train__steps=steps, **how)
