@@ -40,7 +40,8 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
     known = feed.known
     net = build.network(config, known)
     mesh, pmapped = (None, False) if layout is None else (layout.mesh, layout.kind == "pmap")
-    with training.on_host() if config.parallel.fsdp > 1 else contextlib.nullcontext():
+    split = mesh is not None and mesh.shape.get("fsdp", 1) > 1
+    with training.on_host() if split else contextlib.nullcontext():
         parts = objective.train_step(config, net, known, training.AXIS if pmapped else None)
     example = {name: jax.ShapeDtypeStruct((config.data.batch_size, *shape), build.dtype_of(name))
                for name, shape in build.batch_keys(config, known).items()}

@@ -8,7 +8,8 @@
             step itself averages over the axis "data" (`make_train_step(axis_name=AXIS)`).
 
 Each example draws its noise from its number in the global batch (`batch["index"]`), so that one device and many compute the
-same step, to rounding; what a loss takes from a whole batch (minibatch statistics) is each device's own under pmap.
+same step, to rounding. What a loss takes from a whole batch (a discriminator's minibatch statistics, a metric of some
+examples only) is each device's own under pmap, as it is each micro-batch's under accumulation.
 """
 
 from __future__ import annotations

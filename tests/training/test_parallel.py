@@ -206,7 +206,7 @@ def points(workdir, words="", **overrides):
 def test_a_run_changes_its_layout_as_it_goes(tmp_path):
     """Through the configs: pmap, then a grid with fsdp, then a grid by rules, beside a run that never changed."""
     want = points(tmp_path / "one", train__steps=6, parallel__data=4)
-    for steps, how in ((2, {"parallel__kind": "pmap", "train__preview": 6}),
+    for steps, how in ((2, {"parallel__kind": "pmap", "train__preview": 6, "train__steps_per_dispatch": 2}),
                        (4, {"parallel__fsdp": 2, "parallel__min_size": 0}),
                        (6, {"parallel__fsdp": 4, "parallel__rules": r"params/.*(in|out)_\d/kernel:-1,.:none"})):
         got = points(tmp_path / "two", train__steps=steps, **how)
@@ -221,63 +221,50 @@ def test_a_run_changes_its_layout_as_it_goes(tmp_path):
     assert [p.name for p in (tmp_path / "two" / "samples").iterdir()] != []
 
 
-def gan(workdir, **how):
-    """Two updates, of which the second runs every other step; without the statistics of a batch that pmap cuts in pieces."""
-    words = {"discriminator_optimizer__eps": 1e-6, "discriminator_optimizer__decay": "constant",
-             "discriminator__minibatch_std": 0, "train__generator_every": 2}
-    return points(workdir, ",method=ddgan", **words, **how).params
+def adversaries(axis_name=None):
+    """A toy GAN with statistics: two updates, the second at every other step, that share `forward`; step and first state."""
+
+    def forward(params, key, batch, step):
+        return jnp.sin(batch["x"] @ params["gen"]["w"])
+
+    def judged(params, batch, sign):
+        made = batch["shared"] if "shared" in batch else forward(params, None, batch, None)
+        return sign * jnp.mean((params["disc"]["w"] * made - batch["y"]) ** 2)
+
+    def gen_loss(params, state, key, batch, step):
+        old = state["gen"]
+        new = {"mean": 0.5 * old["mean"] + batch["x"].mean(0), "pool": batch["x"][:2], "seen": old["seen"] + 1}
+        return judged(params, batch, 1), Aux({}, {"gen": new})
+
+    updates = [Update("disc", lambda params, state, key, batch, step: (judged(params, batch, -1), Aux({})), optax.sgd(0.1)),
+               Update("gen", gen_loss, optax.adam(1e-2, eps=1e-6), 2, forward)]
+    params = {"disc": {"w": jnp.array(0.7)}, "gen": {"w": jnp.array([0.4, -0.2, 0.3])}}
+    state = {"gen": {"mean": jnp.zeros(3), "pool": jnp.zeros((2, 3)), "seen": jnp.zeros((), jnp.int32)}}
+    step = make_train_step(updates, {}, axis_name, drawn=("pool",))
+    return step, init_state(params, updates, {}, jax.random.key(0), state)
 
 
-@pytest.fixture(scope="module")
-def gan_alone(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "device_count", lambda: 1)
-        return gan(tmp_path_factory.mktemp("gan"))
+@pytest.mark.parametrize("layout", [SPLIT, PMAP], ids=["mesh", "pmap"])
+def test_two_networks_and_mutable_state(layout):
+    """Statistics are averaged over devices; examples are one device's: a mean of them would be none."""
+    plain, one = adversaries()
+    step, state = adversaries(AXIS if layout.kind == "pmap" else None)
+    state, plain = training.place_state(state, layout._replace(min_size=0)), jax.jit(plain)
+    program = compiled_step(step, state, layout._replace(min_size=0))
+    for n in range(5):
+        batch = {"x": toy.batch(n)["x"], "y": toy.batch(n)["y"]}
+        state, metrics = program(state, training.place_batch(batch, layout))
+        one, expected = plain(one, batch)
+        close(metrics, expected)
+    close(state, one)  # the pool is the first two examples of the batch, which the first device has
+    assert int(state.state["gen"]["seen"]) == 3 and float(jnp.abs(state.params["gen"]["w"] - 0.4).max()) > 0.02
 
 
-@pytest.mark.parametrize("kind", ["mesh", "pmap"])
-def test_two_networks_in_turn(kind, gan_alone, tmp_path):
-    """A GAN, whose discriminator's loss shares the generator's forward pass."""
-    close(gan(tmp_path, parallel__kind=kind), gan_alone)
-
-
-def test_pmap_averages_statistics_and_takes_examples_from_one():
-    """A mean over devices of vectors drawn from the data would be no vector of the data."""
-
-    def loss(params, state, key, batch, step):
-        new = {"mean": batch["x"].mean(0), "pool": batch["x"][:2], "count": state["net"]["count"] + 1}
-        return jnp.sum(params["net"] ** 2), Aux({}, {"net": new})
-
-    updates = [Update("net", loss, optax.sgd(0.1))]
-    old = {"net": {"mean": jnp.zeros(3), "pool": jnp.zeros((2, 3)), "count": jnp.zeros((), jnp.int32)}}
-    state = training.place_state(init_state({"net": jnp.ones(())}, updates, {}, jax.random.key(0), old), PMAP)
-    program = compiled_step(make_train_step(updates, {}, AXIS, drawn=("pool",)), state, PMAP)
-    new = program(state, training.place_batch({"x": toy.batch(0)["x"]}, PMAP))[0].state["net"]
-    np.testing.assert_allclose(new["mean"], toy.batch(0)["x"].mean(0), rtol=1e-5)
-    np.testing.assert_array_equal(new["pool"], toy.batch(0)["x"][:2])
-    assert int(new["count"]) == 1
-
-
-def codebook(workdir, **how):
-    """The use of its codes after a step of a VQ autoencoder of digits."""
-    config = load("autoencoder", "data=digits,kind=vq,smoke", train__steps=1, train__log_every=1, train__eval_every=1,
-                  train__preview=0, codebook__revive_every=0, optimizer__decay="constant", **how)
-    return fit.train(config, workdir, progress=False).state.state["autoencoder"]
-
-
-def test_a_codebook_is_followed_over_devices(tmp_path):
-    """The counts are those of the whole batch; the pool, by pmap, is the first device's."""
-    grid, pmap = (codebook(tmp_path / kind, parallel__kind=kind) for kind in ("mesh", "pmap"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "device_count", lambda: 1)
-        one = codebook(tmp_path / "one")
-    assert float(one["counts"].sum()) == pytest.approx(0.01 * 512, rel=1e-4) and int((one["counts"] > 0).sum()) > 3
-    close(grid["counts"], one["counts"])
-    close(pmap["counts"], one["counts"])
-    close(grid["pool"], one["pool"], 1e-4)
-    # its vectors are of the data: each is one that was drawn from the whole batch too, or near one
-    nearest = jnp.linalg.norm(pmap["pool"][:, None] - one["pool"][None], axis=-1).min(1)
-    assert float(jnp.median(nearest)) < 1e-4
+def test_a_codebooks_pool_is_drawn():
+    config = load("autoencoder", "data=digits,kind=vq,smoke")
+    known = Facts((8, 8, 1), 10, 17, "image")
+    made = objective.loss(config, build.network(config, known), known)
+    assert made.drawn == ("pool",) and set(made.state["autoencoder"]) == {"counts", "pool"}
 
 
 @pytest.mark.parametrize("how, words", [
