@@ -4,9 +4,10 @@
     images = draw(run.params, jax.random.key(0), {"label": labels}, 250)
 
 A sampler knows nothing of this. Its program is told only that the condition comes in, and the samples go out, in pieces;
-XLA works backwards from there and finds that all between falls apart in the same way. Noise is drawn for the batch as a
-whole: threefry's bits are a function of the key and an element's place alone (`jax_threefry_partitionable`), so that each
-device draws its own piece of the same noise. Where that flag is off nothing is split.
+XLA works backwards from there and finds that all between falls apart in the same way. It means what it means on one device,
+averages over the batch too. Noise is drawn for the batch as a whole, and threefry's bits are a function of the key and an
+element's place alone (`jax_threefry_partitionable`), so that each device draws its own piece of the same noise; where that
+flag is off nothing is split.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff import training
@@ -27,39 +27,36 @@ class Spread:
     """`(params, key, batch, num) -> tree of numpy arrays [num, ...]`, by a function of that shape, jitted, `num` static.
 
     `batch` is a tree of arrays `[num, ...]`, the same in every process, or None. Examples are split over the devices of
-    `mesh`, where `params` may lie already; by default over all of this process. A number that they do not divide is rounded
-    up for them, by going on with the first rows, and the answers are cut: sample i does not depend on how many follow it.
+    `mesh`, where `params` may lie already; by default over all of this process. They need not divide: then some devices have
+    less to do.
     """
 
     def __init__(self, fn: Callable[..., Tree], mesh: Mesh | None = None) -> None:
         self._mesh = here() if mesh is None else mesh
         self._held: tuple[Any, Any] = (None, None)
-        whole = None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec())
-        self._split = whole if self._mesh is None or not _by_place() else training.batch_sharding(self._mesh)
-        self._program = jax.jit(fn, static_argnums=3, out_shardings=self._split)
+        if self._mesh is None:
+            self._program = jax.jit(fn, static_argnums=3)
+            return
+        split, whole = _split(self._mesh), NamedSharding(self._mesh, PartitionSpec())
+        pieces = lambda tree: jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, split), tree)
+
+        def in_pieces(params: Tree, key: Any, batch: Tree, num: int) -> Tree:
+            return pieces(fn(params, key, pieces(batch), num))
+
+        # Every device, and so every process, gets all samples at the end.
+        self._program = jax.jit(in_pieces, static_argnums=3, out_shardings=whole)
 
     def __call__(self, params: Tree, key: Any, batch: Tree, num: int) -> Tree:
-        size = self._size(num)
         if self._mesh is not None:
             if params is not self._held[0]:
                 self._held = (params, jax.tree.map(self._everywhere, params))
             params, key = self._held[1], jax.tree.map(self._everywhere, key)
-            rows = np.arange(size) % num
-            batch = jax.tree.map(lambda x: _placed(np.asarray(x)[rows], self._split), batch)
-        found = self._program(params, key, batch, size)
-        if jax.process_count() > 1 and self._mesh is not None:
-            found = multihost_utils.process_allgather(found, tiled=True)
-        return jax.tree.map(lambda x: np.asarray(x)[:num], found)
+            batch = shared(batch, self._mesh)
+        return jax.tree.map(np.asarray, self._program(params, key, batch, num))
 
     def eval_shape(self, params: Tree, key: Any, batch: Tree, num: int) -> Tree:
-        """Shapes and dtypes of the answers, before they are cut; raises what the function raises."""
-        size = self._size(num)
-        longer = lambda x: jax.ShapeDtypeStruct((size, *np.shape(x)[1:]), x.dtype)
-        return self._program.eval_shape(params, key, jax.tree.map(longer, batch), size)
-
-    def _size(self, num: int) -> int:
-        parts = 1 if self._mesh is None else self._mesh.devices.size
-        return -(-num // parts) * parts
+        """Shapes and dtypes of the answers; raises what the function raises."""
+        return self._program.eval_shape(params, key, batch, num)
 
     def _everywhere(self, x: Any) -> Any:
         assert self._mesh is not None
@@ -86,15 +83,16 @@ def shared(batch: Tree, mesh: Mesh | None) -> Tree:
 
     def place(x: Any) -> jax.Array:
         even = np.shape(x)[0] % mesh.devices.size == 0
-        return _placed(np.asarray(x), training.batch_sharding(mesh) if even else NamedSharding(mesh, PartitionSpec()))
+        sharding, x = _split(mesh) if even else NamedSharding(mesh, PartitionSpec()), np.asarray(x)
+        if jax.process_count() == 1:
+            return jax.device_put(x, sharding)
+        return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
 
     return jax.tree.map(place, batch)
 
 
-def _placed(x: np.ndarray, sharding: Any) -> jax.Array:
-    if jax.process_count() == 1:
-        return jax.device_put(x, sharding)
-    return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
+def _split(mesh: Mesh) -> NamedSharding:
+    return training.batch_sharding(mesh) if _by_place() else NamedSharding(mesh, PartitionSpec())
 
 
 def _by_place() -> bool:

@@ -258,3 +258,15 @@ def test_wrong_words_of_few_step_are_one_line(few_step, tmp_path, words, says, c
         few_step.main(["run", str(tmp_path / "rows.jsonl"), f"--root={tmp_path}", *words])
     assert says in capsys.readouterr().err + str(left.value) and "\n" not in str(left.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_host_work_by_the_number_of_devices(launch, monkeypatch, tmp_path, capsys):
+    """A row for a count, of what this process measures on its own four; the words that the child of each count is given."""
+    scaling = launch("scaling")
+    row = scaling.measure("configs/gaussians25.py:smoke", "mesh", 8, 1)
+    assert set(row) == set(scaling.COLUMNS) and all(value > 0 for value in row.values())
+    monkeypatch.setattr(scaling, "child", lambda count, args: dict.fromkeys(scaling.COLUMNS, float(count)))
+    scaling.main(["--devices=1,4", f"--out={tmp_path / 'rows.jsonl'}"])
+    assert capsys.readouterr().out.splitlines()[2].split() == ["4", *["4.000"] * 4]
+    held = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [(one["devices"], one["ms"]["data"], one["kind"]) for one in held] == [(1, 1.0, "mesh"), (4, 4.0, "mesh")]

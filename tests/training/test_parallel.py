@@ -31,7 +31,7 @@ class Unet:
     def __init__(self, dtype="float32", remat=False):
         self.config = load("digits", "smoke", network__dropout=0.0, network__dtype=dtype, network__remat=remat,
                            optimizer__eps=1e-6, optimizer__learning_rate=1e-3)
-        known = Facts((8, 8, 1), 10, 17, "image")
+        self.known = known = Facts((8, 8, 1), 10, 17, "image")
         self.net = build.network(self.config, known)
         self.loss = objective.loss(self.config, self.net, known).losses["denoiser"]
         transform = tables.call(training.optimizer, self.config.optimizer, "optimizer", total_steps=STEPS).transform
@@ -198,17 +198,18 @@ def test_a_checkpoint_fits_any_layout(into, tmp_path):
 
 
 def points(workdir, words="", **overrides):
-    """The last state of a run of configs/gaussians25.py, four steps long."""
-    config = load("gaussians25", f"smoke{words}", optimizer__eps=1e-6, condition__label=True, **overrides)
-    return fit.train(config, workdir, progress=False).state
+    """The last state of a small run of configs/gaussians25.py."""
+    given = {"optimizer__eps": 1e-6, "optimizer__decay": "constant", "train__preview": 0} | overrides
+    return fit.train(load("gaussians25", f"smoke{words}", **given), workdir, progress=False).state
 
 
 def test_a_run_changes_its_layout_as_it_goes(tmp_path):
     """Through the configs: pmap, then a grid with fsdp, then a grid by rules, beside a run that never changed."""
     want = points(tmp_path / "one", train__steps=6, parallel__data=4)
-    for steps, how in ((2, {"parallel__kind": "pmap"}), (4, {"parallel__fsdp": 2, "parallel__min_size": 0}),
+    for steps, how in ((2, {"parallel__kind": "pmap", "train__preview": 6}),
+                       (4, {"parallel__fsdp": 2, "parallel__min_size": 0}),
                        (6, {"parallel__fsdp": 4, "parallel__rules": r"params/.*(in|out)_\d/kernel:-1,.:none"})):
-        got = points(tmp_path / "two", train__steps=steps, train__checkpoint_every=2, train__eval_every=2, **how)
+        got = points(tmp_path / "two", train__steps=steps, **how)
     close(got, want)
     split = {f"{name}/{part}" for name, layer in got.params["denoiser"].items() for part, x in layer.items()
              if isinstance(x, jax.Array) and x.sharding.shard_shape(x.shape) != x.shape}
@@ -217,18 +218,27 @@ def test_a_run_changes_its_layout_as_it_goes(tmp_path):
     assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves((got.ema, got.opt)))
     rows = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "denoiser/loss" in row] == [2, 4, 6]
+    assert [p.name for p in (tmp_path / "two" / "samples").iterdir()] != []
+
+
+def gan(workdir, **how):
+    """Two updates, of which the second runs every other step; without the statistics of a batch that pmap cuts in pieces."""
+    words = {"discriminator_optimizer__eps": 1e-6, "discriminator_optimizer__decay": "constant",
+             "discriminator__minibatch_std": 0, "train__generator_every": 2}
+    return points(workdir, ",method=ddgan", **words, **how).params
+
+
+@pytest.fixture(scope="module")
+def gan_alone(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "device_count", lambda: 1)
+        return gan(tmp_path_factory.mktemp("gan"))
 
 
 @pytest.mark.parametrize("kind", ["mesh", "pmap"])
-def test_two_networks_in_turn(kind, tmp_path):
-    """A GAN: two updates, of which the second runs every other step, sharing the generator's forward pass."""
-    words = {"words": ",method=ddgan", "discriminator_optimizer__eps": 1e-6, "train__generator_every": 2,
-             "train__preview": 0}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "device_count", lambda: 1)
-        want = points(tmp_path / "one", **words)
-    got = points(tmp_path / kind, parallel__kind=kind, **words)
-    close(got.params, want.params)
+def test_two_networks_in_turn(kind, gan_alone, tmp_path):
+    """A GAN, whose discriminator's loss shares the generator's forward pass."""
+    close(gan(tmp_path, parallel__kind=kind), gan_alone)
 
 
 def test_pmap_averages_statistics_and_takes_examples_from_one():
@@ -248,24 +258,26 @@ def test_pmap_averages_statistics_and_takes_examples_from_one():
     assert int(new["count"]) == 1
 
 
-@pytest.mark.parametrize("kind", ["mesh", "pmap"])
-def test_a_codebook_is_followed_over_devices(kind, tmp_path):
-    """Its use is that of the whole batch: on a grid as on one device, by pmap up to what each device draws anew from."""
+def codebook(workdir, **how):
+    """The use of its codes after a step of a VQ autoencoder of digits."""
     config = load("autoencoder", "data=digits,kind=vq,smoke", train__steps=1, train__log_every=1, train__eval_every=1,
-                  parallel__kind=kind, codebook__revive_every=0)
-    states = []
-    for count in (4, 1):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(jax, "device_count", lambda count=count: count)
-            states.append(fit.train(config, tmp_path / str(count), progress=False).state)
-    got, want = (state.state["autoencoder"] for state in states)
-    close(got["counts"], want["counts"])
-    assert float(got["counts"].sum()) == pytest.approx(0.01 * 512, rel=1e-4)
-    if kind == "mesh":
-        close(got["pool"], want["pool"], 1e-4)
+                  train__preview=0, codebook__revive_every=0, optimizer__decay="constant", **how)
+    return fit.train(config, workdir, progress=False).state.state["autoencoder"]
 
 
-RUN = Facts((8, 8, 1), 10, 17, "image")
+def test_a_codebook_is_followed_over_devices(tmp_path):
+    """The counts are those of the whole batch; the pool, by pmap, is the first device's."""
+    grid, pmap = (codebook(tmp_path / kind, parallel__kind=kind) for kind in ("mesh", "pmap"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "device_count", lambda: 1)
+        one = codebook(tmp_path / "one")
+    assert float(one["counts"].sum()) == pytest.approx(0.01 * 512, rel=1e-4) and int((one["counts"] > 0).sum()) > 3
+    close(grid["counts"], one["counts"])
+    close(pmap["counts"], one["counts"])
+    close(grid["pool"], one["pool"], 1e-4)
+    # its vectors are of the data: each is one that was drawn from the whole batch too, or near one
+    nearest = jnp.linalg.norm(pmap["pool"][:, None] - one["pool"][None], axis=-1).min(1)
+    assert float(jnp.median(nearest)) < 1e-4
 
 
 @pytest.mark.parametrize("how, words", [
