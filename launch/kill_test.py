@@ -29,10 +29,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxdiff import training
+from jaxdiff.training.checkpoint import TREES, open_orbax
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("start", "steps", "save", "between")
@@ -165,15 +167,12 @@ def same(one: Path, other: Path) -> list[str]:
     faults = []
     if newest(one) != newest(other):
         return [f"the last checkpoints are {newest(one)} and {newest(other)}"]
-    for item in ("core", "params", "ema", "opt"):
-        trees = [ocp.StandardCheckpointer().restore(run / "checkpoints" / str(newest(run)) / item) for run in (one, other)]
-        leaves = [dict(flat(tree)) for tree in trees]
-        if leaves[0].keys() != leaves[1].keys():
-            faults.append(f"{item} holds other arrays")
-            continue
-        for name, value in leaves[0].items():
-            if value.tobytes() != leaves[1][name].tobytes():
-                faults.append(f"{item}{name} differs by up to {np.abs(value - leaves[1][name]).max():.3g}")
+    leaves = [last(run) for run in (one, other)]
+    if leaves[0].keys() != leaves[1].keys():
+        return ["the last checkpoints hold other arrays"]
+    for name, value in leaves[0].items():
+        if value.tobytes() != leaves[1][name].tobytes():
+            faults.append(f"{name} differs by up to {np.abs(value - leaves[1][name]).max():.3g}")
     curves = [[{k: v for k, v in row.items() if k not in TIMING} for row in rows(run)] for run in (one, other)]
     if curves[0] != curves[1]:
         differ = [a["step"] for a, b in zip(*curves, strict=False) if a != b]
@@ -181,13 +180,17 @@ def same(one: Path, other: Path) -> list[str]:
     return faults
 
 
-def flat(tree: object, path: str = "") -> list[tuple[str, np.ndarray]]:
-    """The arrays of a tree of dicts and lists by their paths."""
-    if isinstance(tree, dict):
-        return [leaf for key, value in tree.items() for leaf in flat(value, f"{path}/{key}")]
-    if isinstance(tree, (list, tuple)):
-        return [leaf for i, value in enumerate(tree) for leaf in flat(value, f"{path}/{i}")]
-    return [] if tree is None else [(path, np.asarray(tree))]
+def last(run: Path) -> dict[str, np.ndarray]:
+    """All arrays of a run's last checkpoint by their paths, read in this one process."""
+    manager, step = open_orbax(run / "checkpoints", create=False), newest(run)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    alone = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+    saved = {name: item.tree for name, item in manager.item_metadata(step).items() if name in TREES and item is not None}
+    wanted = {name: ocp.args.StandardRestore(jax.tree.map(alone, tree)) for name, tree in saved.items()}
+    found = manager.restore(step, args=ocp.args.Composite(**wanted))
+    trees = {name: found[name] for name in wanted}
+    manager.close()
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(trees)[0]}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -34,9 +34,10 @@ def initialize(
     """Join the other processes of this run, if there are any. Call it before anything asks jax for a device.
 
     coordinator: HOST:PORT where process 0 listens, or "auto": what a cluster says, which must then be there.
-    num_processes, process_id: how many there are, and which this is, from 0. timeout: seconds to wait for the others.
+    num_processes, process_id: how many there are, and which this is, from 0. timeout: seconds to wait for the others, after
+        which the process ends with a line to stderr and code 1.
 
-    Raises ValueError for words that are missing or do not fit, RuntimeError where the others cannot be reached.
+    Raises ValueError for words that are missing or do not fit, RuntimeError for what else jax says of them.
     """
     if jax.distributed.is_initialized():
         return
@@ -112,15 +113,27 @@ def leave_alone(code: int, words: str = "") -> None:
 
 def _join(words: dict[str, Any], timeout: int) -> None:
     """`jax.distributed.initialize`, whose errors become one line, and which keeps its hands off SIGTERM."""
+    where = "a cluster"
+    if words:
+        where = f"{words['coordinator_address']} as process {words['process_id']} of {words['num_processes']}"
+
+    def lost(reason: str) -> str:
+        return (f"could not join the other processes at {where} ({reason}); see that all of them run, reach that address "
+                f"and were told the same; {MEND}")
+
+    def give_up() -> None:
+        print(f"jaxdiff: {lost(f'waited {timeout} s')}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    watch = threading.Timer(timeout, give_up)  # jax itself would end the process from C++, with a stack trace
+    watch.daemon = True
+    watch.start()
     try:
-        jax.distributed.initialize(**words, initialization_timeout=timeout)
+        jax.distributed.initialize(**words, initialization_timeout=timeout + 60)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        where = "a cluster"
-        if words:
-            where = f"{words['coordinator_address']} as process {words['process_id']} of {words['num_processes']}"
-        raise RuntimeError(f"could not join the other processes at {where} ({reason}); see that all of them run, reach "
-                           f"that address and were told the same; {MEND}") from error
+        raise RuntimeError(lost(" ".join(str(error).split())[:200])) from error
+    finally:
+        watch.cancel()
     if threading.current_thread() is threading.main_thread():
         # jax has caught SIGTERM for a service of its own, and until the loop catches it (signals.py) it would do nothing.
         for number in (signal.SIGTERM, signal.SIGINT):

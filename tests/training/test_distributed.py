@@ -68,8 +68,8 @@ def test_flags_come_before_the_environment(asked, monkeypatch):
     initialize("10.0.0.9:5", 8, 5)
     words = {"cluster_detection_method": "deactivate"}
     assert asked == [
-        words | {"coordinator_address": "10.0.0.1:1", "num_processes": 3, "process_id": 2, "initialization_timeout": 7},
-        words | {"coordinator_address": "10.0.0.9:5", "num_processes": 8, "process_id": 5, "initialization_timeout": 300},
+        words | {"coordinator_address": "10.0.0.1:1", "num_processes": 3, "process_id": 2, "initialization_timeout": 67},
+        words | {"coordinator_address": "10.0.0.9:5", "num_processes": 8, "process_id": 5, "initialization_timeout": 360},
     ]
 
 
@@ -85,9 +85,9 @@ def test_clusters_are_known_by_their_words(asked, monkeypatch, env, several):
     for word, value in env.items():
         monkeypatch.setenv(word, value)
     initialize()
-    assert asked == ([{"initialization_timeout": 300}] if several else [])
+    assert asked == ([{"initialization_timeout": 360}] if several else [])
     initialize("auto")
-    assert asked[-1] == {"initialization_timeout": 300}
+    assert asked[-1] == {"initialization_timeout": 360}
 
 
 @pytest.mark.parametrize("words, env, says", [
@@ -141,6 +141,13 @@ def test_the_command_line_joins_and_who_fails_does_not_wait_for_the_others(asked
     assert asked[0]["coordinator_address"] == "h:1" and "no config at 'none.py'" in capsys.readouterr().err and ends == []
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     assert main(train) == 2 and ends == [2] and len(asked) == 1
+
+
+def test_who_waits_in_vain_ends_with_one_line():
+    words = "from jaxdiff.training import initialize; initialize('127.0.0.1:9', 2, 1, timeout=1)"
+    done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "jaxdiff: could not join the other processes at 127.0.0.1:9 as process 1 of 2 (waited 1 s)" in done.stderr
 
 
 def test_a_slice_that_was_not_joined_is_said(monkeypatch):
