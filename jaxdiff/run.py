@@ -156,13 +156,14 @@ class Run(NamedTuple):
     def at(self, height: int, width: int) -> Run:
         """The same run for pictures of another size, drawn by the same convolutions (Rombach et al. 2022, section 4.3.2).
 
-        Attention stands at the levels where it was trained. Raises ValueError for points, a run that is given a picture, and
-        a size that the autoencoder or the network does not divide.
+        A picture that the run is given has this size too. Attention stands at the levels where it was trained. Raises
+        ValueError for points, a super-resolution stage of a cascade, and a size that the autoencoder or the network does not
+        divide.
         """
         known = self.facts
-        if known.kind != "image" or known.condition or self.config.network.kind != "unet":
+        if known.kind != "image" or known.low_res or self.config.network.kind != "unet":
             raise ValueError(f"size is {height}x{width} for the run {self.config.name!r}; allowed: runs of a U-Net that "
-                             "draw pictures from nothing")
+                             "draw pictures, and no super-resolution stage")
         across, down = (whole // part for whole, part in zip(known.pixels[:2], known.shape[:2], strict=True))
         longer, trained = max(height // across, width // down), max(known.shape[:2])
         places = [side * longer / trained for side in self.network.attention_resolutions if trained % side == 0]
@@ -170,7 +171,8 @@ class Run(NamedTuple):
             raise ValueError(f"size is {height}x{width}; allowed: whole multiples of {known.pixels[0]}x{known.pixels[1]}, "
                              "and sides between that every feature map divides")
         shape = (height // across, width // down, known.shape[2])
-        facts = known._replace(shape=shape, picture=(height, width, known.pixels[2]) if known.picture else ())
+        facts = known._replace(shape=shape, picture=(height, width, known.pixels[2]) if known.picture else (),
+                               condition=(height, width, known.condition[2]) if known.condition else ())
         return self._replace(facts=facts, network=self.network.clone(attention_resolutions=tuple(map(int, places))))
 
     def _told(self, cond: Cond, num: int) -> tuple[Cond, dict[str, Any]]:

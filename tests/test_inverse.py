@@ -115,6 +115,11 @@ def test_sampling_from_the_command_line(runs, tmp_path):
                  "--sampler=ddim", "--steps=2"]) == 0
     assert np.load(tmp_path / "b.npz")["samples"].shape == (2, 8, 8, 1)
     assert "x" not in np.load(tmp_path / "b.npz").files
+    wide = ["--size=8x16", "--draws=1", "--sampler=ddim", "--steps=2"]  # the condition grows with the picture
+    for name, given in (("cde", [f"--image={folder}"]), ("cmde", ["--num=2"])):
+        assert main(["sample", f"--workdir={runs / name}", *given, *wide, f"--out={tmp_path / 'w.npz'}"]) == 0
+        held = np.load(tmp_path / "w.npz")
+        assert held["samples"].shape[1:] == held["image"].shape[1:] == (8, 16, 1)
 
 
 def test_scores_and_likelihood(runs, capsys):
