@@ -66,8 +66,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--batch_size", type=count, default=250, metavar="N", help="samples computed at once (default 250)")
     one.add_argument("--num", type=count, metavar="N", help="how many samples (default 64; with prompts one of each)")
     one.add_argument("--size", type=size, metavar="HxW", help="pixels of each picture, or one number for both sides, other "
-                     "than the run was trained for, and of what it is given (default: as trained); good while objects fill the "
-                     "picture as before")
+                     "than the run was trained for, and of what it is given (default: as trained); good while objects fill "
+                     "the picture as before")
     told_flags(one)
     one.add_argument("--draws", type=count, default=4, metavar="K", help="samples of each condition picture, for runs that "
                      "take one (default 4); --num is then the number of conditions")

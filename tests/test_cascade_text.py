@@ -103,7 +103,7 @@ def test_wrong_words(opened):
     bare = opened._replace(runs=tuple(run._replace(reader=None) for run in opened.runs))
     with pytest.raises(ValueError, match="no run of the cascade was trained with captions; mend"):
         cascading.order(bare, (0.1,), False, 4, None, 0, 4, TEXTS)
-    with pytest.raises(ValueError, match="size is 16x16 for the run .*; allowed: .* no super-resolution stage"):
+    with pytest.raises(ValueError, match=r"size is 16x16 for the run .*; allowed: .* no super-resolution stage"):
         opened.runs[1].at(16, 16)
     with pytest.raises(ValueError, match="3 conditions for 2 stages; allowed: one for all, or one for each"):
         sample_cascade(jax.random.key(0), opened.stages, opened.params, [None] * 3, 4, 0.1)
