@@ -152,9 +152,8 @@ def _training(feed: Feed, layout: training.Layout | None, seconds: float, fed: b
               peak_tflops: float | None) -> Iterator[Line]:
     """The step of `jaxdiff train`, on all devices; with `fed` also beside the same step fed by the pipeline."""
     config, known = feed.config, feed.known
-    pmapped = layout is not None and layout.kind == "pmap"
     with training.on_host() if config.parallel.fsdp > 1 else contextlib.nullcontext():
-        parts = objective.train_step(config, build.network(config, known), known, training.AXIS if pmapped else None)
+        parts = objective.train_step(config, build.network(config, known), known, layout)
     now = {"state": parts.state if layout is None else training.place_state(parts.state, layout)}
     draw, size, together = _batches(feed, layout), config.data.batch_size, config.train.steps_per_dispatch
     resident = draw()

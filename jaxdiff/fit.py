@@ -42,7 +42,7 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
     mesh, pmapped = (None, False) if layout is None else (layout.mesh, layout.kind == "pmap")
     split = mesh is not None and mesh.shape.get("fsdp", 1) > 1
     with training.on_host() if split else contextlib.nullcontext():
-        parts = objective.train_step(config, net, known, training.AXIS if pmapped else None)
+        parts = objective.train_step(config, net, known, layout)
     example = {name: jax.ShapeDtypeStruct((config.data.batch_size, *shape), build.dtype_of(name))
                for name, shape in build.batch_keys(config, known).items()}
     try_ = jax.vmap(parts.step, (None, None), axis_name=training.AXIS, axis_size=1) if pmapped else parts.step

@@ -123,9 +123,9 @@ class Training(NamedTuple):
     schedules: dict[str, Callable[[int], Any]]
 
 
-def train_step(config: ConfigDict, net: Any, known: Facts, axis_name: str | None = None) -> Training:
-    """The train step (over the devices of a pmap where `axis_name` names its axis) and its first state: an update for each
-    loss, averages of the network that is sampled."""
+def train_step(config: ConfigDict, net: Any, known: Facts, layout: training.Layout | None = None) -> Training:
+    """The train step, as it runs on the devices of `layout`, and its first state: an update for each loss, averages of the
+    network that is sampled."""
     made, name = loss(config, net, known), build.trains(config)
     found, forward = made.losses, made.forward
     rates = {"discriminator": "discriminator_optimizer"}
@@ -144,6 +144,8 @@ def train_step(config: ConfigDict, net: Any, known: Facts, axis_name: str | None
         k_judge = jax.random.fold_in(k_params, 1)
         params["discriminator"] = build.init_discriminator(config, build.discriminator(config, known), known, k_judge)
     averages = {name: {"ema": ema}}
-    step = training.make_train_step(updates, averages, axis_name, config.train.accumulate, made.drawn)
+    axis_name = None if layout is None else layout.axis_name
+    step = training.make_train_step(
+        training.gathered(updates, layout), averages, axis_name, config.train.accumulate, made.drawn)
     schedules = {key: optimizer.schedule for key, optimizer in optimizers.items()}
     return Training(step, training.init_state(params, updates, averages, k_run, made.state), schedules)

@@ -214,16 +214,15 @@ def sampling_work(config: ConfigDict, known: Facts, mesh: Mesh, coder: Latents |
 
 def _state(config: ConfigDict, known: Facts, mesh: Mesh) -> tuple[Callable[..., Any], training.TrainState, training.Layout]:
     """The train step, and the abstract state that it starts from with the sharding of each array."""
-    net = build.network(config, known)
+    net, part = build.network(config, known), config.parallel
+    layout = training.Layout(mesh, "mesh", tuple(part.rules), part.min_size)
     made: list[objective.Training] = []
 
     def start() -> training.TrainState:
-        made.append(objective.train_step(config, net, known))
+        made.append(objective.train_step(config, net, known, layout))
         return made[0].state
 
     state = jax.eval_shape(start)
-    part = config.parallel
-    layout = training.Layout(mesh, "mesh", tuple(part.rules), part.min_size)
     shardings = training.state_shardings(state, mesh, layout.rules, layout.min_size)
     placed = jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state, shardings)
     return made[0].step, placed, layout

@@ -43,9 +43,8 @@ def measure(spec: str, kind: str, batch_size: int, blocks: int) -> dict[str, flo
     found: dict[str, list[float]] = {name: [] for name in COLUMNS}
     with tempfile.TemporaryDirectory() as workdir, training.Log(workdir, 0) as log:
         feed = open_feed(config, workdir)
-        pmapped = layout is not None and layout.kind == "pmap"
         net = build.network(config, feed.known)
-        parts = objective.train_step(config, net, feed.known, training.AXIS if pmapped else None)
+        parts = objective.train_step(config, net, feed.known, layout)
         state = parts.state if layout is None else training.place_state(parts.state, layout)
         step = training.compiled_step(parts.step, state, layout)
         source = feed.batches(progress=False, placed=layout is None)(0)

@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff.training.state import TrainState
-from jaxdiff.training.step import TrainStep, make_multi_step
+from jaxdiff.training.step import TrainStep, Update, make_multi_step
 from jaxdiff.types import Batch, Tree
 
 AXIS, FSDP = "data", "fsdp"
@@ -40,6 +40,11 @@ class Layout(NamedTuple):
     kind: str = "mesh"
     rules: tuple[str, ...] = ()
     min_size: int = MIN_SIZE
+
+    @property
+    def axis_name(self) -> str | None:
+        """What `make_train_step` is to average over: the axis of a pmap, and nothing under `jit`."""
+        return AXIS if self.kind == "pmap" else None
 
 
 def make_mesh(devices: Sequence[Any] | None = None, data: int | None = None, fsdp: int = 1) -> Mesh:
@@ -190,6 +195,22 @@ def compiled_step(step: TrainStep, state: TrainState, layout: Layout | None, ste
     # Pinned, so that the state comes back as it went in and the second call finds the first one's program.
     same = state_shardings(state, layout.mesh, layout.rules, layout.min_size)
     return jax.jit(many, donate_argnums=0, out_shardings=(same, NamedSharding(layout.mesh, PartitionSpec())))
+
+
+def gathered(updates: Sequence[Update], layout: Layout | None) -> list[Update]:
+    """The same updates, whose losses read parameters that were put together again on each device, where "fsdp" splits them.
+
+    Without this XLA takes the parameters' split for one of the activations too, and moves these instead: many messages, some
+    of whole feature maps, and work that is done twice. So each array of parameters is gathered once.
+    """
+    if layout is None or layout.mesh.shape.get(FSDP, 1) == 1:
+        return list(updates)
+    whole = NamedSharding(layout.mesh, PartitionSpec())
+
+    def of(fn: Callable[..., Any] | None) -> Any:
+        return fn and (lambda params, *rest: fn(jax.lax.with_sharding_constraint(params, whole), *rest))
+
+    return [update._replace(loss=of(update.loss), forward=of(update.forward)) for update in updates]
 
 
 def on_host() -> Any:

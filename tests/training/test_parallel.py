@@ -46,8 +46,8 @@ class Unet:
         return init_state({"denoiser": self.params}, self.updates, self.ema, jax.random.key(2))
 
     def step(self, layout, accumulate=1):
-        pmapped = layout is not None and layout.kind == "pmap"
-        return make_train_step(self.updates, self.ema, AXIS if pmapped else None, accumulate)
+        axis_name = None if layout is None else layout.axis_name
+        return make_train_step(training.gathered(self.updates, layout), self.ema, axis_name, accumulate)
 
     @staticmethod
     def batch(n):
@@ -142,7 +142,15 @@ def test_between_data_parallel_devices_go_gradients_and_metrics_alone(unet, spre
     found = collectives(spread("mesh 4 x 1")[0].as_text())
     assert {kind for kind, _ in found} == {"all-reduce"}
     assert count <= sum(size for _, size in found) <= count + 8
-    assert "all-gather" in {kind for kind, _ in collectives(spread("mesh 2 x 2")[0].as_text())}
+
+
+def test_with_fsdp_parameters_are_gathered_once_and_no_feature_map_is_sent(unet, spread):
+    """What is gathered are the split parameters, each once; the rest of the messages are sums."""
+    program, state, _ = spread("mesh 2 x 2")
+    split = sum(x.size for x in jax.tree.leaves(state.params) if not x.sharding.is_fully_replicated)
+    found = collectives(program.as_text())
+    assert sum(size for kind, size in found if kind == "all-gather") == split > 0
+    assert {kind for kind, _ in found} - {"all-gather"} <= {"all-reduce", "reduce-scatter"}
 
 
 @pytest.mark.parametrize("layout", [SPLIT, PMAP], ids=["mesh", "pmap"])
