@@ -294,7 +294,8 @@ def runs():
 def test_pictures_of_three_runs_are_each_others_block_means(runs, monkeypatch):
     """What each stage is given, seen through the mean of its upper left quarter; digits are dequantised for an ODE."""
     def quarter(key, stages, params, pictures, cond, s, levels, variance, num_times, **ode):
-        assert (cond["label"].shape, s, levels, variance) == ((20,), [0.1, 0.2], 17, ["small", "learned", "small"])
+        asked = [one["label"].shape for one in cond]
+        assert (asked, s, levels, variance) == ([(20,)] * 3, [0.1, 0.2], 17, ["small", "learned", "small"])
         return jnp.stack([x[:, : x.shape[1] // 2, : x.shape[2] // 2].mean((1, 2, 3)) for x in pictures])
 
     monkeypatch.setattr(cascade_likelihood, "cascade_bound", quarter)
