@@ -82,10 +82,11 @@ def linked(config: ConfigDict, known: Facts, workdir: Any) -> tuple[Facts, Laten
     return known._replace(shape=shape_of(coder, known.picture), codec=coder.name), coder
 
 
-def encoded(
-    batches: Iterator[dict[str, Any]], coder: Latents, seed: int, start: int = 0, cached: bool = False
-) -> Iterator[dict[str, Any]]:
-    """The same batches with the latents of their pictures, or of their `cached` moments, from step `start` on.
+def encoder(
+    coder: Latents, seed: int, cached: bool = False
+) -> Callable[[Iterator[dict[str, Any]], int], Iterator[dict[str, Any]]]:
+    """`(batches, start) -> the same batches, from step `start` on, with the latents of their pictures`, or of their `cached`
+    moments; one program for all streams.
 
     An example's draw depends on the seed, the step and its number in the batch, so a run that goes on draws the same, and
     one with a cache draws what it would without.
@@ -97,8 +98,11 @@ def encoded(
     def encode(step: Array, x: Array, index: Array) -> Array:
         return latents(example_keys(jax.random.fold_in(key, step), index), x)
 
-    for step, batch in enumerate(batches, start):
-        yield {**batch, "x": encode(jnp.asarray(step), batch["x"], batch["index"])}
+    def stream(batches: Iterator[dict[str, Any]], start: int) -> Iterator[dict[str, Any]]:
+        for step, batch in enumerate(batches, start):
+            yield {**batch, "x": encode(jnp.asarray(step), batch["x"], batch["index"])}
+
+    return stream
 
 
 def perceptual(config: ConfigDict) -> Callable[[Array, Array], Array] | None:

@@ -275,7 +275,8 @@ def plan(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # what is compiled for is not here, and a TPU that is stays free
-    from jaxdiff import configfile, planning, roofline, topologies
+    from jaxdiff import configfile, planning
+    from jaxdiff.hardware import roofline, topologies
 
     config = configfile.load(args.config, overrides)
     topology = topologies.open_topology(args.topology)

@@ -40,13 +40,12 @@ class Feed(NamedTuple):
             pipe = caching.pipeline(config, self.records, known, self.coder, tokenize, progress)
         source: Any = pipe or build.pipeline(config, self.records, tokenize=tokenize)
         wanted = build.batch_keys(config, known)
+        encoded = self.coder and codec.encoder(self.coder, config.seed, bool(config.codec.cache))
 
         def stream(start: int) -> Iterator[dict[str, Any]]:
             read = ({name: batch[name] for name in wanted} for batch in prompts.told(source.batches(start), self.reader))
             ready = data.on_device(read) if placed else read
-            if self.coder is None:
-                return ready
-            return codec.encoded(ready, self.coder, config.seed, start, bool(config.codec.cache))
+            return encoded(ready, start) if encoded else ready
 
         return stream
 
@@ -55,10 +54,11 @@ class Feed(NamedTuple):
         pipe = build.pipeline(self.config, build.source(self.config, split), tokenize=self.reader and self.reader.tokens)
         pipe = replace(pipe, process_index=0, process_count=1)
         wanted = build.batch_keys(self.config, self.known)
+        encoded = self.coder and codec.encoder(self.coder, self.config.seed)
 
         def batches() -> Iterator[dict[str, Any]]:
             read = ({name: batch[name] for name in wanted} for batch in prompts.told(pipe.epoch(), self.reader))
-            return read if self.coder is None else codec.encoded(read, self.coder, self.config.seed)
+            return encoded(read, 0) if encoded else read
 
         return batches
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,7 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
     known = feed.known
     net = build.network(config, known)
     mesh, pmapped = (None, False) if layout is None else (layout.mesh, layout.kind == "pmap")
-    split = mesh is not None and mesh.shape.get("fsdp", 1) > 1
-    with training.on_host() if split else contextlib.nullcontext():
+    with training.made_where(layout):
         parts = objective.train_step(config, net, known, layout)
     example = {name: jax.ShapeDtypeStruct((config.data.batch_size, *shape), build.dtype_of(name))
                for name, shape in build.batch_keys(config, known).items()}

@@ -17,12 +17,13 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxdiff import build, compiling, configfile, data, flops, objective, programs, prompts, roofline, training
+from jaxdiff import build, configfile, data, objective, prompts, training
 from jaxdiff.facts import Facts
+from jaxdiff.hardware import compiling, flops, programs, roofline
+from jaxdiff.hardware.roofline import Plan
+from jaxdiff.hardware.topologies import Topology
 from jaxdiff.latents import Latents, shape_of
-from jaxdiff.roofline import Plan
 from jaxdiff.run import Run, open_latents
-from jaxdiff.topologies import Topology
 from jaxdiff.types import Tree
 
 PLANNED = "planned"  # in place of a fingerprint

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from jaxdiff import stopwatch
+from jaxdiff.benchmark import stopwatch
+from jaxdiff.benchmark.peers import threads
 from jaxdiff.networks.attention import attend, head_count, merge_heads, split_heads
 from jaxdiff.networks.layers import GroupNorm, conv3x3, double, group_count, halve
-from jaxdiff.peers import threads
 
 MAP, KERNEL, TOKENS = (0, 2, 3, 1), (2, 3, 1, 0), (0, 1, 2)  # torch's dimensions in our order
 

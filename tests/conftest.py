@@ -26,6 +26,22 @@ def x64():
         yield
 
 
+@pytest.fixture
+def call(capsys):
+    """The command line: `call(*words) -> (exit code, stdout, stderr)`."""
+    from jaxdiff.cli import main
+
+    def run(*words):
+        capsys.readouterr()
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as left:  # argparse leaves by itself
+            code = left.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
 @contextlib.contextmanager
 def less_optimized():
     """Programs compiled here take less time to compile, and more to run: right for ones that run a few times."""

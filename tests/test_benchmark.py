@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import benchmark, build, flops, interop, networks, peers, profiling, stopwatch
-from jaxdiff.chips import chip
-from jaxdiff.cli import main
+from jaxdiff import build, interop, networks
+from jaxdiff.benchmark import peers, profiling, report, stopwatch
+from jaxdiff.hardware import flops
+from jaxdiff.hardware.chips import chip
 from tests.conftest import ROOT, load
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
@@ -20,16 +21,6 @@ POINTS = f"--config={ROOT}/configs/gaussians25.py:smoke"
 DIGITS = f"--config={ROOT}/configs/digits.py:smoke"
 TINY = (DIGITS, "--config.network.patch_size=1", "--config.network.channel_mult=1,2")  # 8x8, then 4x4 with attention
 spec = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-
-
-def call(capsys, *words):
-    capsys.readouterr()
-    try:
-        code = main(["bench", *words])
-    except SystemExit as leaving:
-        code = leaving.code
-    said = capsys.readouterr()
-    return code, said.out, said.err
 
 
 # --- FLOPs ------------------------------------------------------------------------------------------------------------
@@ -83,7 +74,7 @@ def test_a_training_step_of_an_mlp():
     shapes.pop("class")  # a table: rows are looked up
     fourier = 2 * size * 2 * net.fourier_features // 2
     first = work(shapes["stem"], shapes["time"]["in"])
-    assert benchmark.model_flops(config, known) == 3 * work(shapes) - first + fourier
+    assert report.model_flops(config, known) == 3 * work(shapes) - first + fourier
 
 
 def test_recomputation_is_not_counted():
@@ -91,7 +82,7 @@ def test_recomputation_is_not_counted():
     def of(**options):
         config = load("digits", "smoke", **options)
         known = build.facts(config, build.source(config, "train"))
-        return benchmark.model_flops(config, known)
+        return report.model_flops(config, known)
 
     assert of() == of(network__remat=True) == of(train__accumulate=2)
     layer = lambda w, x: jnp.tanh(x @ w).sum()
@@ -124,10 +115,10 @@ def test_calls_take_turns():
     assert found.figures() == {"ratio": 0.5, "pairs": 5, "seconds": [0.3, 0.2], "quartiles": [[0.2, 0.4], [0.2, 0.2]]}
 
 
-def test_training_alone_with_a_trace(capsys, tmp_path):
+def test_training_alone_with_a_trace(call, tmp_path):
     """Rates, FLOPs, utilisation of the peak that is given, memory; a trace and its table; one JSON object on stdout."""
     words = (POINTS, "--batch_size=4", "--seconds=0.01", "--what=train", "--peak_tflops=0.5", "--json")
-    code, out, err = call(capsys, *words, f"--profile={tmp_path}/trace")
+    code, out, err = call("bench", *words, f"--profile={tmp_path}/trace")
     assert code == 0, err
     found = json.loads(out)
     assert set(found) >= {"config", "device", "train", "flops", "memory", "profile"}
@@ -144,11 +135,11 @@ def test_training_alone_with_a_trace(capsys, tmp_path):
     assert "matrix products" in err and "examples/s at batch 4" in err
 
 
-def test_training_on_all_devices(capsys, monkeypatch):
+def test_training_on_all_devices(call, monkeypatch):
     """As training lies on them, here by pmap, two steps a dispatch: rates of the global batch, the peak of all devices."""
     monkeypatch.setattr(jax, "device_count", lambda: len(jax.devices()))
     words = ("--config.parallel.kind=pmap", "--config.train.steps_per_dispatch=2", "--peak_tflops=1")
-    code, out, err = call(capsys, POINTS, *words, "--batch_size=8", "--what=train", "--seconds=0.01", "--json")
+    code, out, err = call("bench", POINTS, *words, "--batch_size=8", "--what=train", "--seconds=0.01", "--json")
     assert code == 0, err
     found = json.loads(out)
     assert found["devices"] == 4 and found["flops"]["peak_flops"] == 4e12
@@ -156,8 +147,8 @@ def test_training_on_all_devices(capsys, monkeypatch):
     assert int(err.split(" steps;")[0].split()[-1]) % 2 == 0
 
 
-def test_data_alone(capsys):
-    code, out, err = call(capsys, POINTS, "--seconds=0.01", "--what=data")
+def test_data_alone(call):
+    code, out, err = call("bench", POINTS, "--seconds=0.01", "--what=data")
     assert (code, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()[1:]] == ["data"] and "from the pipeline alone" in out
 
@@ -196,11 +187,11 @@ def test_the_twin_is_the_same_network(style):
     np.testing.assert_allclose(got, want.numpy().transpose(0, 2, 3, 1), atol=1e-5)
 
 
-def test_beside_torch(capsys, monkeypatch):
+def test_beside_torch(call, monkeypatch):
     """Equal answers, equal losses over a step of Adam, and the ratios of both."""
     monkeypatch.setenv("NPROC", "1")
     pytest.importorskip("diffusers")
-    code, out, err = call(capsys, *TINY, "--compare=torch", "--seconds=0.01", "--json")
+    code, out, err = call("bench", *TINY, "--compare=torch", "--seconds=0.01", "--json")
     assert code == 0, err
     found = json.loads(out)
     peer = found["peer"]
@@ -229,11 +220,11 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_words(name, capsys, tmp_path):
+def test_wrong_words(name, call, tmp_path):
     """One line, exit code 2, nothing measured."""
     words, parts = WRONG[name]
     (tmp_path / "file").touch()
-    code, out, err = call(capsys, *(word.format(tmp=tmp_path) for word in words))
+    code, out, err = call("bench", *(word.format(tmp=tmp_path) for word in words))
     assert (code, out) == (2, "") and len(err.splitlines()) == 1, err
     for part in parts:
         assert part in err
@@ -246,9 +237,9 @@ def test_blocks_that_differ_by_level_have_no_twin():
         peers.check(load("digits", "smoke"), net)
 
 
-def test_without_torch(capsys, monkeypatch):
+def test_without_torch(call, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    code, out, err = call(capsys, *TINY, "--compare=torch")
+    code, out, err = call("bench", *TINY, "--compare=torch")
     assert (code, out) == (2, "") and len(err.splitlines()) == 1 and "needs torch" in err and "pip install" in err
 
 

@@ -80,12 +80,24 @@ def test_batches_are_those_without_a_cache(made, latents, coder, flip):
     """The same records, order, labels, flips and draws, from a step far in (over the end of an epoch)."""
     config = latent(coder, codec__cache=made, data__flip=flip)
     cached, records = opened(config, latents)  # both sides also serve a run without flips
-    plain, kept = (codec.encoded(pipe.batches(21), latents, config.seed, 21, told)
+    plain, kept = (codec.encoder(latents, config.seed, told)(pipe.batches(21), 21)
                    for pipe, told in ((build.pipeline(config, records), False), (cached, True)))
     for a, b, _ in zip(plain, kept, range(3), strict=False):
         assert a.keys() == b.keys() == {"x", "label", "index"}
         np.testing.assert_array_equal(a["label"], b["label"])
         np.testing.assert_allclose(a["x"], b["x"], atol=1e-5)
+
+
+def test_streams_share_one_program(latents):
+    """A feed that begins again, as every validation does, compiles nothing."""
+    traced = []
+    told = latents._replace(draw=lambda keys, found: traced.append(found.shape) or latents.draw(keys, found))
+    encoded = codec.encoder(told, 0)
+    batch = {"x": np.zeros((2, 8, 8, 1), np.float32), "index": np.arange(2)}
+    first, second, again = (next(encoded(iter([batch]), start))["x"] for start in (0, 1, 0))
+    assert len(traced) == 1
+    np.testing.assert_array_equal(first, again)
+    assert float(jnp.abs(first - second).max()) > 0.1
 
 
 def test_each_process_reads_its_share(made, latents, coder):
@@ -130,7 +142,7 @@ def test_a_codebooks_latents_are_kept_as_they_are(tmp_path, latents, coder):
     flat = latents._replace(moments=lambda x: x[:, ::2, ::2] * 3, draw=lambda keys, found: 2 * found)
     config = latent(coder, codec__cache=tmp_path / "cache")
     cached, records = opened(config, flat)
-    z = next(codec.encoded(cached.batches(0), flat, 0, cached=True))["x"]
+    z = next(codec.encoder(flat, 0, cached=True)(cached.batches(0), 0))["x"]
     np.testing.assert_allclose(z, 6 * build.pipeline(config, records).batch(0)["x"][:, ::2, ::2], atol=1e-5)
 
 

@@ -51,19 +51,10 @@ def judged(monkeypatch):
 
 
 @pytest.fixture
-def call(capsys, runs):
+def call(call, runs):
     """`call(*words) -> (exit code, stdout, stderr)` of `jaxdiff cascade` on the two runs, two steps each."""
-
-    def run(*words, stages=("base", "sr1")):
-        capsys.readouterr()
-        given = [f"--stage={runs / stage}" for stage in stages]
-        try:
-            code = main(["cascade", *given, "--steps=2", "--sampler=ddim", *map(str, words)])
-        except SystemExit as left:  # argparse leaves by itself
-            code = left.code
-        return code, *capsys.readouterr()
-
-    return run
+    return lambda *words, stages=("base", "sr1"): call("cascade", *(f"--stage={runs / stage}" for stage in stages),
+                                                       "--steps=2", "--sampler=ddim", *words)
 
 
 def arrays(folder):

@@ -31,21 +31,6 @@ SAME = (POINTS, "--config.condition.label=True", "--config.train.checkpoint_ever
 
 
 @pytest.fixture
-def call(capsys):
-    """`call(*words) -> (exit code, stdout, stderr)`."""
-
-    def run(*words):
-        capsys.readouterr()
-        try:
-            code = main([str(word) for word in words])
-        except SystemExit as left:  # argparse leaves by itself
-            code = left.code
-        return code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def workdir(points_run, tmp_path):
     """A copy of the shared run, to be changed."""
     return shutil.copytree(points_run, tmp_path / "run")

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import jaxdiff as jd
-from jaxdiff import build, comparisons, configfile, guiding, judge, score, tables
+from jaxdiff import build, configfile, guiding, judge, score, tables
+from jaxdiff.benchmark import comparisons
 from jaxdiff.cli import main
 from jaxdiff.flags import WAYS_OF_GUIDANCE
 from jaxdiff.run import Run

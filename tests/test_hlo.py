@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdiff import flops, programs
-from jaxdiff.chips import V5E, chip
+from jaxdiff.hardware import flops, programs
+from jaxdiff.hardware.chips import V5E, chip
 
 TEXT = """\
 HloModule jit_f, is_scheduled=true, num_partitions=8

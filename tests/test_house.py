@@ -16,13 +16,7 @@ MAY = {
     "version": set(),
     "types": set(),
     "trees": {"types"},
-    "chips": set(),
-    "flops": {"chips"},
-    "hlo": set(),
-    "programs": {"hlo"},
-    "topologies": {"chips"},
-    "compiling": set(),
-    "roofline": {"chips", "programs"},
+    "hardware": set(),
     "sde": {"types", "trees"},
     "networks": {"types", "trees"},
     "data": {"types", "trees"},
@@ -41,8 +35,8 @@ MAY = {
 # the floors above may import all that is below them, in this order
 TOP = ["spread", "tables", "configfile", "facts", "build", "latents", "prompts", "guiding", "run", "codec", "caching",
        "feed", "objective", "stages", "fit", "judge", "cas", "realism", "inverse", "autoencoding", "score", "stream",
-       "cascading", "sweeping", "cascade_likelihood", "planning", "stopwatch", "comparisons", "peers", "profiling",
-       "benchmark", "commands", "flags", "grammar", "cli"]
+       "cascading", "sweeping", "cascade_likelihood", "planning", "benchmark",
+       "commands", "flags", "grammar", "cli"]
 HOMES = {
     "flax": {"networks", "evaluation"},
     "optax": {"training"},
@@ -55,9 +49,9 @@ HOMES = {
     "tensorflow": {"data"},
     "diffrax": {"samplers", "observe"},
     "ml_collections": {"tables", "configfile", "build", "prompts", "run", "codec", "caching", "feed", "objective", "fit",
-                       "judge", "cas", "inverse", "score", "planning", "comparisons", "peers", "benchmark", "cli"},
-    "torch": {"evaluation", "peers"},
-    "diffusers": {"peers"},
+                       "judge", "cas", "inverse", "score", "planning", "benchmark", "cli"},
+    "torch": {"evaluation", "benchmark"},
+    "diffusers": {"benchmark"},
 }
 
 

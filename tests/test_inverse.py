@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 import jaxdiff as jd
-from jaxdiff import build, comparisons, configfile, inverse, objective, score
+from jaxdiff import build, configfile, inverse, objective, score
+from jaxdiff.benchmark import comparisons
 from jaxdiff.cli import main
 from jaxdiff.feed import open_feed
 

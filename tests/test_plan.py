@@ -5,11 +5,11 @@ import json
 import jax
 import pytest
 
-from jaxdiff import compiling, fit, planning, roofline, training
-from jaxdiff.chips import V5E
-from jaxdiff.cli import main
+from jaxdiff import fit, planning, training
+from jaxdiff.hardware import compiling, roofline
+from jaxdiff.hardware.chips import V5E
+from jaxdiff.hardware.topologies import Topology, open_topology
 from jaxdiff.planning import Told
-from jaxdiff.topologies import Topology, open_topology
 from tests.conftest import ROOT, load
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "elsewhere")
@@ -231,21 +231,6 @@ def test_parameters_of_the_published_imagenet_network_are_counted_and_not_made()
     assert planning.bytes_of(work.parts["parameters"]) == 4 * work.parameters
 
 
-@pytest.fixture
-def call(capsys):
-    """`call(*words) -> (exit code, stdout, stderr)`."""
-
-    def run(*words):
-        capsys.readouterr()
-        try:
-            code = main([str(word) for word in words])
-        except SystemExit as left:  # argparse leaves by itself
-            code = left.code
-        return code, *capsys.readouterr()
-
-    return run
-
-
 def test_the_command_prints_text_and_json(call, plain, tmp_path):
     sizes = ("--config.network.width=64", "--config.parallel.min_size=1", "--batch_size=16")
     code, out, err = call("plan", POINTS, "--topology=cpu:4", *sizes, f"--json={tmp_path}/plan.json")
@@ -274,6 +259,6 @@ def test_wrong_words_are_a_line(call, words, say):
 
 
 def test_a_tpu_without_libtpu_is_a_line(call, monkeypatch):
-    monkeypatch.setattr("jaxdiff.topologies.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("jaxdiff.hardware.topologies.importlib.util.find_spec", lambda _: None)
     code, _, err = call("plan", POINTS, "--topology=v5e:2x2")
     assert code == 2 and "pip install 'jaxdiff[plan]'" in err and len(err.strip().splitlines()) == 1

@@ -46,6 +46,11 @@ class Layout(NamedTuple):
         """What `make_train_step` is to average over: the axis of a pmap, and nothing under `jit`."""
         return AXIS if self.kind == "pmap" else None
 
+    @property
+    def split(self) -> bool:
+        """Whether parameters are split over devices, so that one of them need not hold all."""
+        return self.mesh.shape.get(FSDP, 1) > 1
+
 
 def make_mesh(devices: Sequence[Any] | None = None, data: int | None = None, fsdp: int = 1) -> Mesh:
     """A grid `data` x `fsdp` of `devices`, which are all of every process by default and may be those of a topology.
@@ -203,7 +208,7 @@ def gathered(updates: Sequence[Update], layout: Layout | None) -> list[Update]:
     Without this XLA takes the parameters' split for one of the activations too, and moves these instead: many messages, some
     of whole feature maps, and work that is done twice. So each array of parameters is gathered once.
     """
-    if layout is None or layout.mesh.shape.get(FSDP, 1) == 1:
+    if layout is None or not layout.split:
         return list(updates)
     whole = NamedSharding(layout.mesh, PartitionSpec())
 
@@ -213,8 +218,10 @@ def gathered(updates: Sequence[Update], layout: Layout | None) -> list[Update]:
     return [update._replace(loss=of(update.loss), forward=of(update.forward)) for update in updates]
 
 
-def on_host() -> Any:
-    """A context in which arrays are made in the host's memory: a state that is split may be more than one device holds."""
+def made_where(layout: Layout | None) -> Any:
+    """A context for making a state: in the host's memory where it is split, for it may be more than one device holds."""
+    if layout is None or not layout.split:
+        return contextlib.nullcontext()
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:  # JAX was told of no CPU

@@ -23,12 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdiff import build, flops, interop, stopwatch, training
+from jaxdiff import build, interop, training
+from jaxdiff.benchmark import stopwatch
+from jaxdiff.benchmark.stopwatch import Line
 from jaxdiff.facts import Facts
+from jaxdiff.hardware import flops
 from jaxdiff.networks.attention import head_count
 from jaxdiff.networks.encoder import blocks_per_level
 from jaxdiff.networks.layers import count_params, group_count
-from jaxdiff.stopwatch import Line
 from jaxdiff.types import Aux
 
 LEARNING_RATE = 1e-4

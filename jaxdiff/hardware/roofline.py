@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from jaxdiff.chips import GIB, Chip
-from jaxdiff.programs import Message
+from jaxdiff.hardware.chips import GIB, Chip
+from jaxdiff.hardware.flops import scaled
+from jaxdiff.hardware.programs import Message
 
 ROOFS = ("compute", "HBM", "links")
 TEMPORARIES = "activations, gradients, temporaries"
@@ -108,13 +109,13 @@ def lines(plan: Plan) -> list[str]:
     found += [f"  {name:36}{size / scale:9.3f}" for name, size in plan.memory.items()]
     found.append(f"  {'total':36}{plan.total / scale:9.3f}{_verdict(plan)}")
     found += [f"  to mend: {text}" for text in plan.suggestions]
-    found += ["", f"work of a {a_chip} and {plan.what}", f"  {'FLOPs as written':36}{_scaled(plan.flops)}"]
+    found += ["", f"work of a {a_chip} and {plan.what}", f"  {'FLOPs as written':36}{scaled(plan.flops)}"]
     if not plan.refused:
-        types = ", ".join(f"{_scaled(count)} of {dtype}" for dtype, count in sorted(plan.products.items()))
-        found.append(f"  {'FLOPs as compiled':36}{_scaled(sum(plan.products.values()))} ({types or 'no products'})")
-        found.append(f"  {'bytes from and to its memory':36}{_scaled(plan.traffic)}")
-        found.append(f"  {'by the analysis of XLA, of a call':36}{_scaled(plan.analysis[0])} FLOPs, "
-                     f"{_scaled(plan.analysis[1])} bytes; a loop's body once, on-chip memory too")
+        types = ", ".join(f"{scaled(count)} of {dtype}" for dtype, count in sorted(plan.products.items()))
+        found.append(f"  {'FLOPs as compiled':36}{scaled(sum(plan.products.values()))} ({types or 'no products'})")
+        found.append(f"  {'bytes from and to its memory':36}{scaled(plan.traffic)}")
+        found.append(f"  {'by the analysis of XLA, of a call':36}{scaled(plan.analysis[0])} FLOPs, "
+                     f"{scaled(plan.analysis[1])} bytes; a loop's body once, on-chip memory too")
         found += _messages(plan, a_chip)
         found += _bounds(plan)
     return found
@@ -132,7 +133,7 @@ def _verdict(plan: Plan) -> str:
 
 def _messages(plan: Plan, a_chip: str) -> list[str]:
     found = ["", f"{f'messages of a {a_chip} and {plan.what}':38}{'number':>9}{'bytes':>14}{'sent at least':>16}"]
-    found += [f"  {kind:36}{message.number:9g}{_scaled(message.bytes):>14}{_scaled(message.sent):>16}"
+    found += [f"  {kind:36}{message.number:9g}{scaled(message.bytes):>14}{scaled(message.sent):>16}"
               for kind, message in plan.messages.items()]
     if not plan.messages:
         found.append("  none")
@@ -154,14 +155,6 @@ def _bounds(plan: Plan) -> list[str]:
         found.append(f"  at most {plan.examples_per_second:,.0f} examples/s on all {plan.devices}: an upper bound, from "
                      "peaks that are not reached")
     return found
-
-
-def _scaled(value: float) -> str:
-    """Four digits and a prefix: 1.234 G."""
-    for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.4g} {prefix}"
-    return f"{value:.4g}"
 
 
 def suggest(plan: Plan, config: dict[str, Any]) -> tuple[str, ...]:

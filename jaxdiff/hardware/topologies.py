@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxdiff.chips import Chip, chip
+from jaxdiff.hardware.chips import Chip, chip
 
 EXAMPLES = "v4:4x4x4, v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:8x8, or cpu:8 for devices of this machine"
 GENERATIONS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}  # and how many sides a topology of each has

@@ -10,7 +10,6 @@ quartiles of at least five repeats, each long enough to time, waited for on the 
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import tempfile
 import time
@@ -22,12 +21,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdiff import build, comparisons, flops, objective, peers, profiling, stopwatch, tables, training
+from jaxdiff import build, objective, tables, training
+from jaxdiff.benchmark import comparisons, peers, profiling, stopwatch
+from jaxdiff.benchmark.stopwatch import Line
 from jaxdiff.facts import Facts
 from jaxdiff.feed import Feed, open_feed
+from jaxdiff.hardware import flops
 from jaxdiff.networks.layers import count_params
 from jaxdiff.run import Run
-from jaxdiff.stopwatch import Line
 
 WHAT = ("train", "sample", "data")
 COMPARE = ("torch",)
@@ -152,7 +153,7 @@ def _training(feed: Feed, layout: training.Layout | None, seconds: float, fed: b
               peak_tflops: float | None) -> Iterator[Line]:
     """The step of `jaxdiff train`, on all devices; with `fed` also beside the same step fed by the pipeline."""
     config, known = feed.config, feed.known
-    with training.on_host() if config.parallel.fsdp > 1 else contextlib.nullcontext():
+    with training.made_where(layout):
         parts = objective.train_step(config, build.network(config, known), known, layout)
     now = {"state": parts.state if layout is None else training.place_state(parts.state, layout)}
     draw, size, together = _batches(feed, layout), config.data.batch_size, config.train.steps_per_dispatch

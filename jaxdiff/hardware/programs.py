@@ -17,7 +17,7 @@ import math
 import re
 from typing import NamedTuple
 
-from jaxdiff import hlo
+from jaxdiff.hardware import hlo
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
          "collective-broadcast")

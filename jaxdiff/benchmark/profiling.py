@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from jaxdiff.stopwatch import Line
+from jaxdiff.benchmark.stopwatch import Line
 
 CALLS = 5
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (?:\(.*?\)|(\S+)) ([\w-]+)\(")

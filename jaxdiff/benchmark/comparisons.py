@@ -18,11 +18,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxdiff import build, flops, guidance, objective, sde, stopwatch, tables
+from jaxdiff import build, guidance, objective, sde, tables
+from jaxdiff.benchmark import stopwatch
+from jaxdiff.benchmark.stopwatch import Line
 from jaxdiff.facts import Facts
 from jaxdiff.feed import Feed
+from jaxdiff.hardware import flops
 from jaxdiff.run import Run
-from jaxdiff.stopwatch import Line
 from jaxdiff.trees import clock
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from jaxdiff.chips import chip
+from jaxdiff.hardware.chips import chip
 
 
 def count(fn: Callable[..., Any], *args: Any) -> int:
@@ -90,14 +90,14 @@ def _convolution(eqn: Any) -> int:
     return 2 * batch * features * places * window * right[numbers.rhs_spec[1]]
 
 
-def scaled(value: float) -> str:
-    """Four digits and the letter of a power of a thousand.
+def scaled(value: float, unit: str = "") -> str:
+    """Four digits, the letter of a power of a thousand and the unit.
 
-    >>> scaled(3.5e12), scaled(120), scaled(65536.0)
-    ('3.5 T', '120 ', '65.54 k')
+    >>> scaled(3.5e12, "FLOP/s"), scaled(120, "FLOP"), scaled(65536.0), scaled(120)
+    ('3.5 TFLOP/s', '120 FLOP', '65.54 k', '120')
     """
-    power = min(4, max(0, int(math.log10(max(value, 1.0)) // 3)))
-    return f"{value / 1000**power:.4g} {' kMGT'[power].strip()}"
+    power = min(5, max(0, int(math.log10(max(value, 1.0)) // 3)))
+    return f"{value / 1000**power:.4g} {' kMGTP'[power].strip()}{unit}".rstrip()
 
 
 class Use(NamedTuple):
@@ -119,10 +119,10 @@ class Use(NamedTuple):
         return self.per_second / self.peak if self.peak else None
 
     def __str__(self) -> str:
-        said = f"{scaled(self.per_example)}FLOP an example, {scaled(self.per_second)}FLOP/s"
+        said = f"{scaled(self.per_example, 'FLOP')} an example, {scaled(self.per_second, 'FLOP/s')}"
         if self.peak is None:
             return f"{said}; utilisation unknown: no peak is known of this device, --peak_tflops=X gives it"
-        return f"{said}: {100 * self.per_second / self.peak:.2f} % of the peak, {scaled(self.peak)}FLOP/s"
+        return f"{said}: {100 * self.per_second / self.peak:.2f} % of the peak, {scaled(self.peak, 'FLOP/s')}"
 
     def figures(self) -> dict[str, Any]:
         """For machines."""
