@@ -58,7 +58,7 @@ def parts(batch: int, channels: int, side: int, head_channels: int, attends: boo
                lambda: backward(False, True)[1], KERNEL)
 
     scale, shift = noise(channels), noise(channels)
-    norm = lambda x, a, b: GroupNorm().apply({"params": {"GroupNorm_0": {"scale": a, "bias": b}}}, x)
+    norm = lambda x, a, b: GroupNorm().apply({"params": {"scale": a, "bias": b}}, x)
     t_norm = lambda x, a, b: F.group_norm(x, group_count(channels), a, b, 1e-5)
     affine = torch.tensor(scale), torch.tensor(shift)
     yield Part("group norm", program(norm, x, scale, shift), lambda: t_norm(tx, *affine), MAP)

@@ -37,7 +37,7 @@ def joined(*modules: Any) -> Params:
 
 def norm(module: Any) -> Params:
     """A GroupNorm."""
-    return {"GroupNorm_0": {"scale": array(module.weight), "bias": array(module.bias)}}
+    return {"scale": array(module.weight), "bias": array(module.bias)}
 
 
 def attention(module: Any) -> Params:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jaxdiff.networks.layers import GroupNorm, at_least_float32, dense
@@ -35,18 +36,22 @@ def head_count(channels: int, head_channels: int) -> int:
 def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     """softmax(q k^T / sqrt(d)) v per head, Vaswani et al. 2017, eq. 1.
 
+    The sum of the exponentials divides the product, not its Tk factors: on CPUs three fifths of the time, both ways.
+
     q [B, h, Tq, d], k and v [B, h, Tk, d], mask bool [B, Tk] (True = may be read) -> [B, h, Tq, d] in v's dtype. Where
     nothing may be read the answer is exactly zero.
     """
     wide = at_least_float32(q.dtype)
     logits = jnp.matmul(q, k.transpose(0, 1, 3, 2), preferred_element_type=wide) * (q.shape[-1] ** -0.5)
-    if mask is None:
-        weights = nn.softmax(logits, axis=-1)
-    else:
-        allowed = mask[:, None, None, :]
+    if mask is not None:
         # A finite floor, not -inf: exp(-inf + inf) of a fully masked row is NaN, in its gradient even behind a where.
-        weights = nn.softmax(jnp.where(allowed, logits, jnp.finfo(wide).min), axis=-1) * allowed.astype(wide)
-    return jnp.matmul(weights.astype(v.dtype), v)
+        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(wide).min)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    if mask is not None:
+        weights *= mask[:, None, None, :]
+    read = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=wide)
+    total = weights.sum(axis=-1, keepdims=True)  # 1 or more, or nothing may be read
+    return (read / jnp.where(total > 0, total, 1)).astype(v.dtype)
 
 
 def split_heads(x: Array, heads: int) -> Array:

@@ -25,6 +25,7 @@ from jaxdiff.networks.layers import (
     halve,
     space_to_depth,
 )
+from jaxdiff.networks.linear import convolve
 from jaxdiff.networks.slots import checked, enabled_keys, per_example, spatial_input
 from jaxdiff.types import Array, Cond, Time
 
@@ -203,6 +204,7 @@ class Discriminator(nn.Module):
             (3, 3),
             padding=((1, 1), (1, 1)),
             kernel_init=heads_init(self, each),
+            conv_general_dilated=convolve,
             dtype=at_least_float32(self.dtype),
             param_dtype=self.param_dtype,
             name="heads",

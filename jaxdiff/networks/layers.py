@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxdiff.networks.linear import convolve, multiply
 from jaxdiff.types import Array
 
 KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # DDPM's choice for every layer
@@ -43,19 +44,42 @@ class GroupNorm(nn.Module):
     """Group normalisation (Wu & He 2018) of [B, ..., C], computed and returned in at least float32.
 
     Groups follow `group_count`; epsilon 1e-5 inside the square root. The variance is E[x^2] - E[x]^2, whose backward
-    pass costs half of the two-pass form's; it is good while a group's |mean| is below some hundred times its std.
+    pass costs half of the two-pass form's; it is good while a group's |mean| is below some hundred times its std. Each
+    channel is summed over its pixels first, and groups are made of these few sums: on CPUs a third of the time.
     """
 
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return nn.GroupNorm(
-            num_groups=group_count(x.shape[-1]),
-            epsilon=1e-5,
-            dtype=at_least_float32(x.dtype),
-            param_dtype=self.param_dtype,
-        )(x)
+        channels = x.shape[-1]
+        x = x.astype(at_least_float32(x.dtype))
+        scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
+        each = channels // group_count(channels)
+        pixels = tuple(range(1, x.ndim - 1))
+
+        mean, square = (over_groups(v.mean(pixels), each) for v in (x, x * x))
+        factor = scale * jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0) + 1e-5)
+        shift = bias - mean * factor
+        return x * jnp.expand_dims(factor, pixels) + jnp.expand_dims(shift, pixels)
+
+
+def over_groups(x: Array, each: int) -> Array:
+    """[B, C] -> [B, C]: the mean over every `each` neighbours, in the place of each of them.
+
+    On CPUs by a small matrix: XLA would find each pixel's group again in the loop over all pixels.
+    """
+
+    def by_matrix(x: Array) -> Array:
+        group = jnp.arange(x.shape[-1]) // each
+        same = (group[:, None] == jnp.arange(x.shape[-1] // each)).astype(x.dtype)
+        return jnp.matmul(jnp.matmul(x, same / each, precision="highest"), same.T, precision="highest")
+
+    def by_shape(x: Array) -> Array:
+        return jnp.repeat(x.reshape(len(x), -1, each).mean(-1), each, axis=-1)
+
+    return jax.lax.platform_dependent(x, cpu=by_matrix, default=by_shape)
 
 
 def conv3x3(features: int, *, stride: int = 1, zero: bool = False, **kwargs: Any) -> nn.Conv:
@@ -66,13 +90,14 @@ def conv3x3(features: int, *, stride: int = 1, zero: bool = False, **kwargs: Any
         strides=(stride, stride),
         padding=((1, 1), (1, 1)),
         kernel_init=ZERO_INIT if zero else KERNEL_INIT,
+        conv_general_dilated=convolve,
         **kwargs,
     )
 
 
 def dense(features: int, *, zero: bool = False, **kwargs: Any) -> nn.Dense:
     """A dense layer with this project's initialisation, or all zeros."""
-    return nn.Dense(features, kernel_init=ZERO_INIT if zero else KERNEL_INIT, **kwargs)
+    return nn.Dense(features, kernel_init=ZERO_INIT if zero else KERNEL_INIT, dot_general=multiply, **kwargs)
 
 
 def halve(x: Array) -> Array:

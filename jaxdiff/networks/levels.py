@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxdiff.networks.attention import SelfAttention
 from jaxdiff.networks.encoder import attends_at
 from jaxdiff.networks.layers import KERNEL_INIT, Downsample, GroupNorm, Upsample, at_least_float32, conv3x3, dense
+from jaxdiff.networks.linear import convolve
 from jaxdiff.types import Array
 
 
@@ -68,7 +69,8 @@ class Level(nn.Module):
             return Downsample(self.features, **kinds, name="down")(x)
         if self.resample == "asymmetric":
             pad, init = ((0, 1), (0, 1)), KERNEL_INIT
-            return nn.Conv(self.features, (3, 3), 2, padding=pad, kernel_init=init, **kinds, name="down")(x)
+            return nn.Conv(self.features, (3, 3), 2, padding=pad, kernel_init=init, conv_general_dilated=convolve, **kinds,
+                           name="down")(x)
         return x
 
 

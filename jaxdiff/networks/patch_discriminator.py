@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxdiff.networks.discriminator import leaky
 from jaxdiff.networks.layers import GroupNorm, at_least_float32
+from jaxdiff.networks.linear import convolve
 from jaxdiff.types import Array
 
 INIT = nn.initializers.normal(0.02)  # the paper's, section 6.2
@@ -42,8 +43,8 @@ class PatchDiscriminator(nn.Module):
 
         def conv(features: int, stride: int, dtype: Any, name: str) -> nn.Conv:
             pad = ((1, 1), (1, 1))
-            return nn.Conv(features, (4, 4), stride, pad, kernel_init=INIT, dtype=dtype, param_dtype=self.param_dtype,
-                           name=name)
+            return nn.Conv(features, (4, 4), stride, pad, kernel_init=INIT, conv_general_dilated=convolve, dtype=dtype,
+                           param_dtype=self.param_dtype, name=name)
 
         h = leaky(conv(self.channels, 2, self.dtype, "conv_0")(x))
         for i in range(1, self.num_layers + 1):
