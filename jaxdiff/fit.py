@@ -22,8 +22,8 @@ from jaxdiff.spread import Spread, shared
 MAY_CHANGE = (
     "name", "sampler", "grid", "evaluate", "train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every",
     "train.keep", "train.preview", "train.steps_per_dispatch", "data.num_threads", "data.options.data_dir", "codec.run",
-    "codec.cache", "parallel", "optimizer.learning_rate", "optimizer.clip", "discriminator_optimizer.learning_rate",
-    "discriminator_optimizer.clip",
+    "codec.cache", "parallel", "network.remat", "optimizer.learning_rate", "optimizer.clip",
+    "discriminator_optimizer.learning_rate", "discriminator_optimizer.clip",
 )
 
 

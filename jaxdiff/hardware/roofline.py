@@ -175,7 +175,8 @@ def suggest(plan: Plan, config: dict[str, Any]) -> tuple[str, ...]:
         fewer = max(plan.devices, plan.examples // 2 // plan.devices * plan.devices)
         return (*found, f"--batch_size={fewer}, fewer at once")
     if config.get("network.kind") == "unet" and not config.get("network.remat"):
-        found.append("--config.network.remat=True, which computes activations twice and keeps few")
+        found.append("--config.network.remat=True, which computes activations twice and keeps few, or =products, which "
+                     "keeps those of convolutions and dense layers")
     if config.get("network.kind") == "unet" and config.get("network.dtype") in (None, "float32"):
         found.append("--config.network.dtype=bfloat16, which halves activations")
     done = int(config.get("train.accumulate") or 1)

@@ -74,8 +74,8 @@ class Autoencoder(nn.Module):
         head, 0 for a single one (the published models).
     Stem. `patch_size` p: p x p pixels become channels before the first convolution and pixels again after the last.
     Latent. `kind` "kl", or "vq" with `num_codes` codes of size `latent_channels`, the parameter "codebook".
-    `down` "symmetric" or "asymmetric" padding of the strided convolutions. `remat` recomputes each block in the backward
-    pass. Arithmetic in `dtype`, parameters in `param_dtype`, norms and last layers in float32. The last convolution starts
+    `down` "symmetric" or "asymmetric" padding of the strided convolutions. `remat` is `layers.recomputing`'s.
+    Arithmetic in `dtype`, parameters in `param_dtype`, norms and last layers in float32. The last convolution starts
     at zero, so an untrained network answers 0.
     """
 
@@ -91,7 +91,7 @@ class Autoencoder(nn.Module):
     kind: str = "kl"
     num_codes: int = 0
     down: str = "symmetric"
-    remat: bool = False
+    remat: bool | str = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 

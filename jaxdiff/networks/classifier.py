@@ -37,7 +37,7 @@ class Classifier(nn.Module):
     scale_shift: bool = True
     time_embedding: str = "sinusoidal"
     pool: str = "attention"
-    remat: bool = False
+    remat: bool | str = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 

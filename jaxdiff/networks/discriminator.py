@@ -23,6 +23,7 @@ from jaxdiff.networks.layers import (
     depth_to_space,
     double,
     halve,
+    recomputing,
     space_to_depth,
 )
 from jaxdiff.networks.linear import convolve
@@ -116,7 +117,7 @@ class Discriminator(nn.Module):
     Conditioning, off by default; a key of `cond` without its field, or a field without its key, is a ValueError.
         `num_classes` K reads `label` int [B], where K, or no label, is "no class"; `image` and `mask` read maps of x's
         height and width.
-    Time. `time_embedding` "sinusoidal" or "fourier". `remat` recomputes each block in the backward pass. `train` is
+    Time. `time_embedding` "sinusoidal" or "fourier". `remat` is `layers.recomputing`'s. `train` is
         accepted as by every network, and changes nothing.
     Arithmetic in `dtype`, parameters in `param_dtype`, last layers in float32 (float64 if `dtype` is). The "residual"
         head starts at zero, and scores start near it.
@@ -135,7 +136,7 @@ class Discriminator(nn.Module):
     time_embedding: str = "sinusoidal"
     image: bool = False
     mask: bool = False
-    remat: bool = False
+    remat: bool | str = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -146,9 +147,7 @@ class Discriminator(nn.Module):
         self.check_size(x)
         given = checked(self, cond)
         batch, kinds = x.shape[0], {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        block: Callable[..., DiscriminatorBlock] = partial(
-            nn.remat(DiscriminatorBlock) if self.remat else DiscriminatorBlock, **kinds
-        )
+        block: Callable[..., DiscriminatorBlock] = partial(recomputing(DiscriminatorBlock, self.remat), **kinds)
         width = 4 * self.channels
         emb = TimeEmbedding(width, self.channels, self.time_embedding, **kinds, name="time")(per_example(t, batch, "t"))
         if self.num_classes:

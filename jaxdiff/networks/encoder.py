@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxdiff.networks.attention import CrossAttention, SelfAttention
 from jaxdiff.networks.embeddings import ClassEmbedding, LatentMapping, TextPool, TimeEmbedding
-from jaxdiff.networks.layers import Downsample, ResidualBlock, at_least_float32, conv3x3, space_to_depth
+from jaxdiff.networks.layers import Downsample, ResidualBlock, at_least_float32, conv3x3, recomputing, space_to_depth
 from jaxdiff.networks.slots import checked, enabled_keys, per_example, readable_text, spatial_input
 from jaxdiff.types import Array, Cond, Time
 
@@ -56,8 +56,8 @@ class Block(nn.Module):
 
 
 def block_builder(net: Any) -> Callable[..., Block]:
-    """`Block` with `net`'s settings filled in, recomputing in the backward pass if `net.remat`."""
-    cls = nn.remat(Block, static_argnums=(5,)) if net.remat else Block  # 5 = train, counted with self
+    """`Block` with `net`'s settings filled in, recomputing as `net.remat` says."""
+    cls = recomputing(Block, net.remat, static_argnums=(5,))  # 5 = train, counted with self
     return partial(
         cls,
         cross=bool(net.text_dim),
@@ -125,7 +125,7 @@ class UNetEncoder(nn.Module):
     image: bool = False
     mask: bool = False
     latent_dim: int = 0
-    remat: bool = False
+    remat: bool | str = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 

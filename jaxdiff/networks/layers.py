@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.networks.linear import convolve, multiply
+from jaxdiff.networks.linear import PRODUCT, convolve, multiply
 from jaxdiff.types import Array
 
 KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # DDPM's choice for every layer
@@ -98,6 +98,20 @@ def conv3x3(features: int, *, stride: int = 1, zero: bool = False, **kwargs: Any
 def dense(features: int, *, zero: bool = False, **kwargs: Any) -> nn.Dense:
     """A dense layer with this project's initialisation, or all zeros."""
     return nn.Dense(features, kernel_init=ZERO_INIT if zero else KERNEL_INIT, dot_general=multiply, **kwargs)
+
+
+def recomputing(module: Any, remat: bool | str, **kwargs: Any) -> Any:
+    """`module`; with `remat` one that keeps little for the backward pass and computes the rest again.
+
+    True keeps its inputs alone. "products" keeps the results of its convolutions and dense layers too, so that only norms,
+    activations and attention are computed again. Raises ValueError for other words.
+    """
+    if remat not in (None, False, True, "products"):
+        raise ValueError(f"network.remat is {remat!r}; allowed: False, True, products")
+    if not remat:
+        return module
+    policy = jax.checkpoint_policies.save_only_these_names(PRODUCT) if remat == "products" else None
+    return nn.remat(module, policy=policy, **kwargs)
 
 
 def halve(x: Array) -> Array:

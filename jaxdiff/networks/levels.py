@@ -10,7 +10,16 @@ import jax.numpy as jnp
 
 from jaxdiff.networks.attention import SelfAttention
 from jaxdiff.networks.encoder import attends_at
-from jaxdiff.networks.layers import KERNEL_INIT, Downsample, GroupNorm, Upsample, at_least_float32, conv3x3, dense
+from jaxdiff.networks.layers import (
+    KERNEL_INIT,
+    Downsample,
+    GroupNorm,
+    Upsample,
+    at_least_float32,
+    conv3x3,
+    dense,
+    recomputing,
+)
 from jaxdiff.networks.linear import convolve
 from jaxdiff.types import Array
 
@@ -52,14 +61,14 @@ class Level(nn.Module):
     resample: str
     attention_resolutions: Sequence[int]
     head_channels: int
-    remat: bool
+    remat: bool | str
     dtype: Any
     param_dtype: Any
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        block = nn.remat(PlainBlock) if self.remat else PlainBlock
+        block = recomputing(PlainBlock, self.remat)
         attend = attends_at(x, self.attention_resolutions)
         for j in range(self.count):
             x = block(self.features, attend, self.head_channels, **kinds, name=f"block_{j}")(x)
@@ -79,14 +88,14 @@ class Middle(nn.Module):
 
     attend: bool
     head_channels: int
-    remat: bool
+    remat: bool | str
     dtype: Any
     param_dtype: Any
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        block = nn.remat(PlainBlock) if self.remat else PlainBlock
+        block = recomputing(PlainBlock, self.remat)
         x = block(x.shape[-1], self.attend, self.head_channels, **kinds, name="block_0")(x)
         return block(x.shape[-1], **kinds, name="block_1")(x)
 

@@ -24,10 +24,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
 from jaxdiff.types import Array
 
+PRODUCT = "product"  # what a `jax.checkpoint` policy may call the results by
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 CHUNK = 2**20  # bytes of g: half of a core's second cache, or less
 MOST_CHUNKS = 16  # each is a convolution to compile
@@ -46,7 +48,8 @@ def convolve(x: Array, kernel: Array, strides: Sequence[int], padding: Sequence[
     for name, value in known.items():
         if others.get(name, value) not in (None, value):
             raise NotImplementedError(f"convolve got {name}={others[name]}; allowed: {value}")
-    return _convolution(kernel.shape[:2], tuple(strides), tuple((low, high) for low, high in padding))(x, kernel)
+    found = _convolution(kernel.shape[:2], tuple(strides), tuple((low, high) for low, high in padding))
+    return checkpoint_name(found(x, kernel), PRODUCT)
 
 
 def multiply(x: Array, kernel: Array, dimensions: Any, precision: Any = None) -> Array:
@@ -57,7 +60,7 @@ def multiply(x: Array, kernel: Array, dimensions: Any, precision: Any = None) ->
     if precision is not None or dimensions != (((x.ndim - 1,), (0,)), ((), ())):
         raise NotImplementedError(f"multiply got dimensions={dimensions}, precision={precision}; allowed: of x by a kernel, "
                                   "None")
-    return _product(x, kernel)
+    return checkpoint_name(_product(x, kernel), PRODUCT)
 
 
 def _bilinear(plain: Bilinear, of_x: Bilinear | None, of_kernel: Bilinear) -> Bilinear:

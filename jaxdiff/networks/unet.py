@@ -31,7 +31,8 @@ class UNet(nn.Module):
         level's blocks, on every level, so that only the stem and the head work at full resolution.
     Blocks. `resample_in_block`: BigGAN resampling inside a residual block, else (strided) convolutions. `scale_shift`:
         the embedding scales and shifts the second norm, else it is added. `dropout` acts when `train`, with the
-        "dropout" rng. `remat` recomputes each block in the backward pass: less memory, about a third more time.
+        "dropout" rng. `remat` True recomputes each block in the backward pass: least memory, about a third more time;
+        "products" all of it but convolutions and dense layers.
     Stem. `patch_size` p: p x p pixels become channels before the first convolution and pixels again after the last.
     Conditioning, off by default; a key of `cond` without its field, or a field without its key, is a ValueError.
         `num_classes` K reads `label` int [B], where K, or no label at all, is "no class". `text_dim` D reads `text`
@@ -67,7 +68,7 @@ class UNet(nn.Module):
     mask: bool = False
     latent_dim: int = 0
     tanh: bool = False
-    remat: bool = False
+    remat: bool | str = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 

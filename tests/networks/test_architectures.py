@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff.hardware import flops
 from jaxdiff.networks import MLP, Classifier, UNet, UNetEncoder, count_params
 from tests.networks.table import ONE_LEVEL, TIMES, TINY, images, normal, quick, random_params
 
@@ -62,8 +63,10 @@ def test_untrained_networks_answer_zero():
     assert not params["encoder"]["mid_0"]["attention"]["out"]["kernel"].any()
 
 
-def test_remat_changes_nothing():
-    """Same parameter tree, value and gradient; only the memory differs."""
+@pytest.mark.parametrize("remat", [True, "products"])
+def test_remat_changes_nothing(remat):
+    """Same parameter tree, value and gradient. All is computed again, or all but convolutions and dense layers: what
+    attention's two products cost is less than an eighth of this network."""
     plain = UNetEncoder(**ONE_LEVEL, text_dim=5)
     x, cond = images(), {"text": normal(1, 4, 2, 5)}
     params = random_params(plain, x, TIMES, cond)
@@ -72,8 +75,19 @@ def test_remat_changes_nothing():
         loss = lambda p: (net.apply({"params": p}, x, TIMES, cond).h ** 2).mean()
         return quick(jax.value_and_grad(loss))(params)
 
-    a, b = value_and_grad(plain), value_and_grad(plain.clone(remat=True))
+    a, b = value_and_grad(plain), value_and_grad(plain.clone(remat=remat))
     jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=1e-4, atol=1e-6), a, b)
+
+    def work(net):
+        return flops.count(jax.grad(lambda p: (net.apply({"params": p}, x, TIMES, cond).h ** 2).mean()), params)
+
+    more = work(plain.clone(remat=remat)) / work(plain)
+    assert 1.2 < more < 1.34 if remat is True else 1 < more < 1.125
+
+
+def test_unknown_remat_is_refused():
+    with pytest.raises(ValueError, match=r"network\.remat is 'dots'; allowed: False, True, products"):
+        jax.eval_shape(UNet(**TINY, remat="dots").init, jax.random.key(0), jnp.zeros((2, 8, 8, 3)), jnp.zeros(2))
 
 
 def test_sizes():
