@@ -79,15 +79,18 @@ def shown(run: Run, samples: Samples, most: int | None = None) -> tuple[np.ndarr
     """What `fit.picture` takes: samples, up to `most` of them where they are pictures, and what they are shown beside."""
     if run.facts.kind == "points":
         return samples.x, run.facts, {"x": real_examples(run, "test")["x"]}
+    spread = lambda count: np.linspace(0, count - 1, min(count, 32)).astype(int)  # test pictures may stand by class
     if "original" in samples.cond:
-        return samples.x[:32], run.facts, {"original": samples.cond["original"][:32]}
+        rows = spread(len(samples.x))
+        return samples.x[rows], run.facts, {"original": samples.cond["original"][rows]}
     if "image" not in samples.cond:
         texts = samples.cond.get("prompt")
         return samples.x[:most], run.facts, None if texts is None else {"caption": texts[:most]}
     count = len(samples.cond.get("x", samples.cond["image"]))
-    draws = samples.x.reshape(-1, count, *samples.x.shape[1:])[:8, :32]
-    rows = {name: samples.cond[name][:count][:32] for name in ("image", "x") if name in samples.cond}
-    return draws.reshape(-1, *samples.x.shape[1:]), run.facts, rows
+    rows = spread(count)
+    draws = samples.x.reshape(-1, count, *samples.x.shape[1:])[:8, rows]
+    beside = {name: samples.cond[name][rows] for name in ("image", "x") if name in samples.cond}
+    return draws.reshape(-1, *samples.x.shape[1:]), run.facts, beside
 
 
 def score(

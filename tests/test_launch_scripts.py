@@ -176,8 +176,10 @@ LIVES = "trap 'sleep 0.2; echo saved; exit 143' TERM; echo up; for i in {1..200}
 
 def started(*words):
     """The launcher with two processes that say `up`, and their numbers."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what is ignored here, as behind nohup, is there too
     process = subprocess.Popen([LAUNCH / "local_processes.sh", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                text=True)
+    signal.signal(signal.SIGINT, before)
     said = ""
     while said.count("up\n") < 2:
         said += (line := process.stdout.readline())
