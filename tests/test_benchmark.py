@@ -36,6 +36,8 @@ def test_products_by_hand():
     either = lambda x, w: jax.lax.cond(x.sum() > 0, lambda: x @ w @ w, lambda: x @ w)
     assert flops.count(either, spec(3, 4), spec(4, 4)) == 2 * 2 * 3 * 4 * 4
     assert flops.count(lambda x: jnp.exp(x) + jnp.sort(x), spec(100)) == 0
+    chosen = lambda x: jax.lax.platform_dependent(x, cpu=lambda x: x @ x @ x, default=lambda x: x @ x)
+    assert flops.count(chosen, spec(4, 4)) == 2 * 4**3
 
 
 def test_a_loop_of_unknown_length_is_refused():

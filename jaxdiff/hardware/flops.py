@@ -5,8 +5,8 @@
 Counted as written: everything else (norms, activations, optimizers, random numbers) is left out, as is what a compiler adds
 or takes away. A convolution counts its padding, and where its input is dilated only the elements that are there, so that the
 gradient with respect to the input costs what the forward pass does. `lax.scan` counts its body once a turn, `lax.cond` its
-largest branch. What a compiler merges, such as equal forward passes of two losses, counts as often as it is written; so does
-what `remat` computes again, which is not the model's: count a network without it.
+largest branch, `lax.platform_dependent` its default. What a compiler merges, such as equal forward passes of two losses,
+counts as often as it is written; so does what `remat` computes again, which is not the model's: count a network without it.
 
     utilisation (MFU) = model FLOPs/s / peak FLOP/s      Chowdhery et al. 2022 ("PaLM"), appendix B
 
@@ -52,7 +52,7 @@ def _of_equation(eqn: Any) -> int:
     if name == "scan":
         return eqn.params["length"] * sum(inner)
     if name == "cond":
-        return max(inner, default=0)
+        return inner[-1] if eqn.params.get("branches_platforms") else max(inner, default=0)
     if name == "while" and any(inner):
         raise ValueError("FLOPs of a while loop with products in it; allowed: lax.scan, whose number of turns is known")
     return sum(inner)
