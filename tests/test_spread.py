@@ -45,15 +45,17 @@ def test_likelihood_is_that_of_one_device(run, alone):
     assert four["value"] == pytest.approx(score.likelihood(run, 8)["value"], rel=1e-4)
 
 
-def test_each_device_runs_the_network_on_its_share():
-    """A U-Net with attention: the samples are gathered at the end, and nothing else goes from device to device."""
+@pytest.mark.parametrize(("guidance", "maps"), [(1.0, 2), (3.0, 4)], ids=["plain", "guided"])
+def test_each_device_runs_the_network_on_its_share(guidance, maps):
+    """A U-Net with attention: the samples are gathered at the end, and nothing else goes from device to device. A guided
+    one reads an example with and without its class on the device that has the example."""
     unet = Unet()
     run = jd.run.Run(unet.config, None, jd.sde.EDM(), unet.known, unet.net, 0)
-    spread = Spread(run.sampler(num_steps=2))
+    spread = Spread(run.sampler(num_steps=2, guidance=guidance))
     whole = training.replicate((unet.params, KEY), make_mesh())
     text = spread._program.lower(*whole, shared({"label": np.arange(8)}, make_mesh()), 8).compile().as_text()
     assert collectives(text) == [("all-gather", 8 * 8 * 8)]
-    assert "f32[2,4,4,8]" in text and "f32[8,4,4,8]" not in text  # its feature maps, of two examples
+    assert f"f32[{maps},4,4,8]" in text and f"f32[{4 * maps},4,4,8]" not in text  # its feature maps, of two examples
 
 
 def test_parameters_may_lie_on_a_grid(run):

@@ -21,10 +21,16 @@ def _rescaled(guided: Array, given: Array, phi: float) -> Array:
     return guided * (phi * factor + (1 - phi))
 
 
+def _paired(given: Any, free: Any) -> Any:
+    """Both in one batch, each example's two side by side: where the batch is split over devices they stay on theirs."""
+    return jax.tree.map(lambda u, v: jnp.stack([u, v], 1).reshape(-1, *u.shape[1:]), given, free)
+
+
 def classifier_free(
     scale: float, num_classes: int, path: Any = None, interval: Interval = None, rescale: float = 0.0
 ) -> Guidance:
-    """Classifier-free guidance (Ho & Salimans 2022): uncond + scale (cond - uncond), both halves in one batched call.
+    """Classifier-free guidance (Ho & Salimans 2022): uncond + scale (cond - uncond), both in one batched call, an
+    example's two side by side.
 
     Args:
       scale: 1 + the paper's w: 0 unconditional, 1 conditional (the denoiser itself, bit for bit), above 1 stronger.
@@ -56,11 +62,10 @@ def classifier_free(
             blank = null(cond, num_classes)
             if scale == 0 and interval is None and not rescale:
                 return denoise(key, x_t, t, blank)
-            twice = lambda a, b: jax.tree.map(lambda u, v: jnp.concatenate([u, v]), a, b)
             time = as_time(t)
-            both = denoise(key, twice(x_t, x_t), time if time.ndim == 0 else jnp.tile(time, 2), twice(masked(cond), blank))
-            half = jax.tree.leaves(x_t)[0].shape[0]
-            given, free = (jax.tree.map(lambda v, part=part: v[part], both) for part in (slice(half), slice(half, None)))
+            times = time if time.ndim == 0 else jnp.repeat(time, 2)
+            both = denoise(key, _paired(x_t, x_t), times, _paired(masked(cond), blank))
+            given, free = (jax.tree.map(lambda v, i=i: v.reshape(-1, 2, *v.shape[1:])[:, i], both) for i in (0, 1))
             mixed = beyond(weight(time), given, free)
             if not rescale:
                 return mixed
