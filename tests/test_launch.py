@@ -264,7 +264,8 @@ def test_host_work_by_the_number_of_devices(launch, monkeypatch, tmp_path, capsy
     """A row for a count, of what this process measures on its own four; the words that the child of each count is given."""
     scaling = launch("scaling")
     row = scaling.measure("configs/gaussians25.py:smoke", "mesh", 8, 1)
-    assert set(row) == set(scaling.COLUMNS) and all(value > 0 for value in row.values())
+    many = scaling.measure("configs/gaussians25.py:smoke", "mesh", 8, 1, 4)
+    assert set(row) == set(many) == set(scaling.COLUMNS) and all(value > 0 for value in (*row.values(), *many.values()))
     monkeypatch.setattr(scaling, "child", lambda count, args: dict.fromkeys(scaling.COLUMNS, float(count)))
     scaling.main(["--devices=1,4", f"--out={tmp_path / 'rows.jsonl'}"])
     assert capsys.readouterr().out.splitlines()[2].split() == ["4", *["4.000"] * 4]

@@ -110,7 +110,7 @@ def train(
             return Outcome(state, start, None, {})
 
         step = compiled_step(step_fn, state, layout, steps_per_dispatch)
-        source = _dispatches(batches(start), steps_per_dispatch, layout, start)
+        source = dispatches(batches(start), steps_per_dispatch, layout, start)
         meter = Meter(examples_per_step, steps_per_dispatch)
         latest: dict[str, float] = {}
         with (
@@ -172,8 +172,11 @@ def _resume(workdir: str | os.PathLike, state: TrainState) -> tuple[int, TrainSt
     return restored.step, restored.tree
 
 
-def _dispatches(source: Iterator[Batch], n: int, layout: Layout | None, start: int) -> Iterator[Batch]:
-    """Batches on their devices, `n` of them stacked per dispatch."""
+def dispatches(source: Iterator[Batch], n: int, layout: Layout | None, start: int) -> Iterator[Batch]:
+    """Batches on their devices, `n` of them stacked per dispatch; `start` is the step they go on from.
+
+    Raises RuntimeError where `source` ends.
+    """
     done = start
     while True:
         group = []
