@@ -66,7 +66,7 @@ def train(config: ConfigDict, workdir: Any, progress: bool = True) -> training.O
         keep=config.train.keep,
         best_metric=config.train.best_metric,
         best_mode=config.train.best_mode,
-        evaluate=_validation(feed, net, mesh),
+        evaluate=_validation(feed, net, mesh, parts.state, example),
         preview=_preview(feed, net, parts.state, mesh),
         config=saved,
         may_change=MAY_CHANGE,
@@ -99,8 +99,11 @@ def _check(config: ConfigDict, workdir: Any, saved: dict[str, Any]) -> training.
     return tables.call(training.make_layout, config.parallel, "parallel")
 
 
-def _validation(feed: Feed, net: Any, mesh: Mesh | None) -> Any:
-    """The loss of the averaged parameters on the validation split, where the source was told to keep one."""
+def _validation(feed: Feed, net: Any, mesh: Mesh | None, state: training.TrainState, example: dict[str, Any]) -> Any:
+    """The loss of the averaged parameters on the validation split, where the source was told to keep one.
+
+    `example` is an abstract batch. Raises ValueError where `train.best_metric` names nothing that is measured.
+    """
     config = feed.config
     if not dict(config.data.options).get("validation"):
         if config.train.best_metric:
@@ -110,6 +113,10 @@ def _validation(feed: Feed, net: Any, mesh: Mesh | None) -> Any:
     name = build.trains(config)
     loss = objective.loss(config, net, feed.known).losses[name]
     run = jax.jit(lambda params, state, batch, key: loss(params, state, key, batch, 0)[1].metrics)
+    if config.train.best_metric:
+        allowed = sorted(f"eval/{key}" for key in jax.eval_shape(run, state.params, state.state, example, state.key))
+        if config.train.best_metric not in allowed:
+            raise ValueError(f"train.best_metric is {config.train.best_metric!r}; allowed: {', '.join(allowed)}")
     epoch = feed.epoch("validation")
 
     def evaluate(state: training.TrainState, step: int) -> dict[str, float]:

@@ -236,6 +236,8 @@ WRONG = {
     "keep 0": ((*TRAIN, "--config.train.keep=0"), ("train.keep is 0",)),
     "metric of no name": ((*TRAIN, "--config.evaluate.metrics=fidd"), ("'fidd'", "frechet")),
     "best metric of no split": ((*TRAIN, "--config.train.best_metric=eval/loss"), ("eval/loss", "validation=0.1")),
+    "best metric of no name": (("train", DIGITS, "--workdir={new}", "--config.train.best_metric=loss",
+                                "--config.data.options.validation=0.2"), ("'loss'", "eval/loss")),
     "workdir is a file": (("train", POINTS, "--workdir={file}"), ("a file",)),
     "workdir of another config": (("train", *SAME, "--workdir={run}", "--config.network.width=8"),
                                   ("network.width=16", "asks for 8", "another workdir")),
