@@ -214,12 +214,18 @@ def score_stage(cascade: Cascade, k: int, folder: Any, wanted: Sequence[str], qu
 def score_parts(
     cascade: Cascade, order: Order, folder: Any, wanted: Sequence[Sequence[str]], quiet: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Every stage's figures, `stage_0` and on, by the metrics `wanted` of each; also in `folder`/scores.json."""
+    """Every stage's figures, `stage_0` and on, by the metrics `wanted` of each; `folder`/scores.json gains them, and keeps
+    those of other metrics, which are of the same samples."""
     calls = network_calls(cascade.stages, order.s, order.truncated)
     found = {f"stage_{k}": {"config": run.config.name, "network_calls": calls[k],
                             **score_stage(cascade, k, folder, wanted[k], quiet)}
              for k, run in enumerate(cascade.runs)}
-    evaluation.write_json(Path(folder) / "scores.json", {"num": order.num, **found})
+    file = Path(folder) / "scores.json"
+    try:
+        held = json.loads(file.read_text())
+    except (FileNotFoundError, ValueError):  # none, or one that was damaged by hand
+        held = {}
+    evaluation.write_json(file, {"num": order.num, **{name: held.get(name, {}) | part for name, part in found.items()}})
     return found
 
 

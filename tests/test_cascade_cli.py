@@ -153,6 +153,8 @@ def test_scores_of_every_stage(call, runs, tmp_path, judged):
         alone = realism.score_pictures(run, runs / name, [(x[:7], None), (x[7:], None)], ("frechet",))  # moments only
         assert held[f"stage_{k}"]["frechet"] == pytest.approx(exact, rel=1e-6) == pytest.approx(alone["frechet"], rel=1e-6)
     assert held["stage_0"]["frechet"] != held["stage_1"]["frechet"]
+    assert call(f"--out={folder}", "--s=0.3", "--num=30", "--batch_size=4", "--metrics=frechet")[0] == 0
+    assert json.loads((folder / "scores.json").read_text()) == held  # another metric's are kept
 
 
 def test_a_sweep_noises_one_stored_picture(call, tmp_path, judged):
