@@ -190,7 +190,8 @@ def test_the_twin_is_the_same_network(style):
 
 
 def test_beside_torch(call, monkeypatch):
-    """Equal answers, equal losses over a step of Adam, and the ratios of both."""
+    """Equal answers, equal losses over a step of Adam, ours split over four devices, and the ratios of both."""
+    monkeypatch.setattr(jax, "device_count", lambda: len(jax.devices()))
     monkeypatch.setenv("NPROC", "1")
     pytest.importorskip("diffusers")
     code, out, err = call("bench", *TINY, "--compare=torch", "--seconds=0.01", "--json")
@@ -198,6 +199,7 @@ def test_beside_torch(call, monkeypatch):
     found = json.loads(out)
     peer = found["peer"]
     assert peer["largest_difference"] < 1e-4 < peer["largest_answer"] and peer["threads"] == peers.threads()
+    assert peer["devices"] == 4
     ours, theirs = peer["losses"]
     assert ours == pytest.approx(theirs, abs=1e-4) and abs(ours[0] - ours[1]) > 1e-3
     for name in ("forward", "step"):
@@ -216,6 +218,7 @@ WRONG = {
     "profile in a file": ((POINTS, "--profile={tmp}/file"), ("--profile is", "nothing can be written")),
     "compare": ((POINTS, "--compare=tensorflow"), ("--compare is 'tensorflow'", "torch")),
     "network": ((POINTS, "--compare=torch"), ("network.kind 'mlp'", "unet")),
+    "peer by pmap": ((*TINY, "--compare=torch", "--config.parallel.kind=pmap"), ("'pmap'", "allowed: mesh")),
     "patches": ((DIGITS, "--compare=torch"), ("patch_size=2", "allowed: 1")),
     "dtype": ((*TINY, "--compare=torch", "--config.network.dtype=bfloat16"), ("dtype=bfloat16", "allowed: float32")),
 }

@@ -7,8 +7,10 @@ after it: the groups of each norm and the heads of each attention, which are our
     forward    the network's answer to one batch, as sampling asks for it
     step       the gradient of the mean square of answer - target, and Adam
 
-without dropout, each on as many threads as XLA takes. That the two are the same network is seen in the report: the largest
-difference of their answers, and the losses of two steps, of which the second has Adam's first update in it.
+without dropout, each on as many threads as XLA takes; ours with its batch split over the process's devices, as training
+splits it (a CPU is as many devices as `JAX_NUM_CPU_DEVICES` says, which share the threads). That the two are the same
+network is seen in the report: the largest difference of their answers, and the losses of two steps, of which the second has
+Adam's first update in it.
 """
 
 from __future__ import annotations
@@ -51,6 +53,8 @@ def check(config: ConfigDict, net: Any) -> None:
     """Raise ValueError where diffusers has no twin of this network, or this is no CPU; ImportError without it or torch."""
     if config.network.kind != "unet":
         raise ValueError(f"--compare=torch with network.kind {config.network.kind!r}; allowed: unet")
+    if config.parallel.kind != "mesh":
+        raise ValueError(f"--compare=torch with parallel.kind {config.parallel.kind!r}; allowed: mesh")
     if build.joint(config):
         raise ValueError(f"--compare=torch with estimator.kind {config.estimator.kind!r}; allowed: none, or cde, where x "
                          "alone is diffused")
@@ -114,10 +118,11 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def compare(config: ConfigDict, known: Facts, budget: float) -> Iterator[Line]:
+def compare(config: ConfigDict, known: Facts, layout: training.Layout | None, budget: float) -> Iterator[Line]:
     """Three lines: that the networks are one, their forward passes, and their training steps; `budget` seconds on each.
 
-    Raises as `check` does, and RuntimeError where the answers differ by more than rounding.
+    Raises as `check` does, ValueError for a batch that the devices of `layout` do not divide, and RuntimeError where the
+    answers differ by more than rounding.
     """
     net = build.network(config, known)
     check(config, net)
@@ -135,13 +140,14 @@ def compare(config: ConfigDict, known: Facts, budget: float) -> Iterator[Line]:
                  "label": np.arange(size) % net.num_classes if net.num_classes else None}
         other = twin(net, shape)
         params = interop.unet_params(other)
-        ours, *work = _ours(net, params, batch)
+        ours, *work = _ours(net, params, batch, layout)
         theirs = _theirs(other, batch)
         answers = np.asarray(ours.forward()), theirs.forward().numpy().transpose(0, 2, 3, 1)
         difference, largest = float(np.abs(answers[0] - answers[1]).max()), float(np.abs(answers[1]).max())
         if not difference <= 1e-3 * largest:
             raise RuntimeError(f"--compare=torch: the answers differ by {difference:.3g} of {largest:.3g}; this version "
                                "of diffusers is not the same network")
+        devices = 1 if layout is None else layout.mesh.size
         forward = stopwatch.ratio(ours.forward, theirs.forward, budget)
         losses = [[float(step()) for _ in range(2)] for step in (ours.step, theirs.step)]
         step = stopwatch.ratio(ours.step, theirs.step, budget)
@@ -151,35 +157,41 @@ def compare(config: ConfigDict, known: Facts, budget: float) -> Iterator[Line]:
     shown = [" ".join(f"{value:.5f}" for value in row) for row in losses]
     yield Line("peer", f"diffusers {versions['diffusers']} on torch {versions['torch']}, jax {versions['jax']}; "
                f"{count_params(params):,} parameters, batch {size} of {' x '.join(map(str, shape))}, float32, no dropout, "
-               f"{cores} thread{'s' * (cores > 1)}; answers differ by at most {difference:.2g} of {largest:.3g}; losses of "
-               f"two steps {shown[0]} and {shown[1]}",
-               {"versions": versions, "threads": cores, "parameters": count_params(params), "batch_size": size,
-                "shape": list(shape), "largest_difference": difference, "largest_answer": largest, "losses": losses})
+               f"{cores} thread{'s' * (cores > 1)}, ours {devices} device{'s' * (devices > 1)}; answers differ by at most "
+               f"{difference:.2g} of {largest:.3g}; losses of two steps {shown[0]} and {shown[1]}",
+               {"versions": versions, "threads": cores, "devices": devices, "parameters": count_params(params),
+                "batch_size": size, "shape": list(shape), "largest_difference": difference, "largest_answer": largest,
+                "losses": losses})
     for name, found, done in (("forward", forward, work[0]), ("step", step, work[1])):
         rates = [done / part.median / 1e9 for part in (found.a, found.b)]
         yield Line(name, f"{found.said('jaxdiff', 'diffusers')}; {rates[0]:.1f} and {rates[1]:.1f} GFLOP/s",
                    {**found.figures(), "of": ["jaxdiff", "diffusers"], "flops": done})
 
 
-def _ours(net: Any, params: Any, batch: dict[str, Any]) -> tuple[Side, int, int]:
+def _ours(net: Any, params: Any, batch: dict[str, Any], layout: training.Layout | None) -> tuple[Side, int, int]:
     """Our side, and the FLOPs of its forward pass and of its step. The step is the house's, without averages."""
-    cond = None if batch["label"] is None else {"label": jnp.asarray(batch["label"])}
-    given = {name: jnp.asarray(batch[name]) for name in ("x", "t", "target")}
-    call = lambda params, given: net.apply({"params": params}, given["x"], given["t"], cond)
+
+    def call(params: Any, given: Any) -> Any:
+        return net.apply({"params": params}, given["x"], given["t"], {"label": given["label"]} if "label" in given else None)
 
     def loss(params: Any, state: Any, key: Any, batch: Any, step: Any) -> tuple[Any, Aux]:
         return jnp.mean((call(params["net"], batch) - batch["target"]) ** 2), Aux({})
 
     updates = [training.Update("net", loss, training.optimizer("adam", LEARNING_RATE).transform)]
-    now = {"state": training.init_state({"net": params}, updates, {}, jax.random.key(0))}
+    state = training.init_state({"net": params}, updates, {}, jax.random.key(0))
+    given: Any = {name: jnp.asarray(value) for name, value in batch.items() if value is not None}
     plain = training.make_train_step(updates, {})
-    program, answer = jax.jit(plain, donate_argnums=0), jax.jit(call)
+    work = flops.count(call, params, given), flops.count(plain, state, given)
+    if layout is not None:
+        params, given = training.replicate(params, layout.mesh), training.place_batch(given, layout)
+        state = training.place_state(state, layout)
+    now, answer = {"state": state}, jax.jit(call)
+    program = training.compiled_step(plain, state, layout)
 
     def step() -> Any:
         now["state"], metrics = program(now["state"], given)
         return metrics["net/loss"]
 
-    work = flops.count(call, params, given), flops.count(plain, now["state"], given)
     return Side(lambda: answer(params, given), step), *work
 
 

@@ -89,7 +89,7 @@ def measure(
         if known.num_classes and not known.condition and not build.adversarial(config):
             yield comparisons.guided(run, num, seconds)
     if compare:
-        yield from peers.compare(config, known, seconds)
+        yield from peers.compare(config, known, layout, seconds)
 
 
 def _check(config: ConfigDict, what: tuple[str, ...], compare: str | None, seconds: float, profile: str | None,
